@@ -1,0 +1,64 @@
+"""Configuration as plain values: what a model is, and how it is trained."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Border = Literal["foreground", "background", "ignore"]
+Encoder = Literal["scratch", "resnet10"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a U-Net.
+
+    Arguments:
+
+    - `encoder`: `"scratch"`, a plain U-Net, or `"resnet10"`, SERL's ResNet with a decoder.
+    - `channels`: channels of each level of the plain U-Net, shallow to deep.
+    - `stage_sizes`: residual blocks in each of the ResNet's four stages.
+    - `size`: height and width in pixels that the model is trained at. The network itself takes
+      any size; `predict` resizes to this one.
+    """
+
+    encoder: Encoder = "scratch"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    stage_sizes: tuple[int, int, int, int] = (1, 1, 1, 1)
+    size: int = 128
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; the options of `eqxunet train` map onto these fields.
+
+    Arguments:
+
+    - `batch_size`: images a step.
+    - `epochs`: passes over the training split; `steps`, where given, replaces it.
+    - `lr`: peak learning rate of AdamW; `weight_decay` 0 makes it Adam.
+    - `schedule`: `"constant"`, or `"cosine"`, which warms up over `warmup` of all steps and
+      then falls to 0.
+    - `freeze_encoder`: train the decoder of a `"resnet10"` model only.
+    - `encoder_lr_scale`: factor on the encoder's learning rate where it is trained.
+    - `augment`: flip, scale and crop, and change colours of training images.
+    - `border`: what the trimap's border pixels count as.
+    - `precision`: dtype that the network computes in; parameters and statistics stay float32.
+    - `seed`: the only source of randomness.
+    - `patience`: epochs without a better validation IoU after which training stops.
+    - `max_skipped`: steps in a row whose loss or gradient is not finite before giving up.
+    """
+
+    batch_size: int = 16
+    epochs: int = 20
+    steps: int | None = None
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    freeze_encoder: bool = True
+    encoder_lr_scale: float = 1.0
+    augment: bool = True
+    border: Border = "foreground"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    patience: int | None = None
+    max_skipped: int = 5
