@@ -37,6 +37,7 @@ class TrainConfig:
     - `lr`: peak learning rate of AdamW; `weight_decay` 0 makes it Adam.
     - `schedule`: `"constant"`, or `"cosine"`, which warms up over `warmup` of all steps and
       then falls to 0.
+    - `clip_norm`: largest norm of the gradient over all trained leaves.
     - `freeze_encoder`: train the decoder of a `"resnet10"` model only.
     - `encoder_lr_scale`: factor on the encoder's learning rate where it is trained.
     - `augment`: flip, scale and crop, and change colours of training images.
@@ -54,6 +55,7 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
+    clip_norm: float | None = None
     freeze_encoder: bool = True
     encoder_lr_scale: float = 1.0
     augment: bool = True

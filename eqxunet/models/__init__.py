@@ -1,0 +1,6 @@
+from .flax import from_flax as from_flax
+from .resnet import ResNet10 as ResNet10
+from .unet import AbstractUNet as AbstractUNet
+from .unet import ResNetUNet as ResNetUNet
+from .unet import UNet as UNet
+from .unet import build as build

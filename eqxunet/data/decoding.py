@@ -1,0 +1,172 @@
+"""Encoded images and masks to pixels, by content; file names and extensions are never trusted."""
+
+import threading
+import warnings
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+
+from eqxunet.data.source import BORDER, GROUND, PET, Example, listed
+from eqxunet.errors import InputError
+
+MAX_PIXELS = 89_478_485
+"""Width times height above which an image is refused; Pillow's own warning limit."""
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns about large images and odd EXIF tags, which are dealt with here. Filters belong to
+# the process, so only one thread at a time may change them.
+_opening = threading.Lock()
+
+
+def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image file to upright 8-bit RGB. Transparency is dropped, colours are kept.
+
+    Raises: `InputError` where the bytes are no whole image, or one of over 89 megapixels.
+    """
+    return np.asarray(_to_rgb(_open(data, name), name))
+
+
+def read_mask(
+    data: bytes, name: str, labels: str = "trimap"
+) -> UInt8[np.ndarray, "h w"]:
+    """Decodes a mask file to an upright trimap of 1 = pet, 2 = background, 3 = border.
+
+    Arguments:
+
+    - `labels`: `"trimap"`, whose values are taken as they are, or `"binary"`, where black or
+      transparent is background and anything else is pet.
+
+    Raises: `InputError` where the bytes are no whole image or the values are unknown.
+    """
+    image = _open(data, name)
+    if image.format == "JPEG":
+        raise InputError(f"{name}: a JPEG holds no exact labels; save the mask as PNG")
+    if labels == "binary":
+        return np.where(_is_marked(image), np.uint8(PET), np.uint8(GROUND))
+    values = np.asarray(image)
+    known = (PET, GROUND, BORDER)
+    if values.ndim != 2 or not np.isin(values, known).all():
+        found = f"mode {image.mode}" if values.ndim != 2 else listed(_distinct(values))
+        raise InputError(
+            f"{name}: a trimap has one channel of 1 (pet), 2 (background) and 3 (border), "
+            f"this one has {found}; masks of 0 and 1 belong into a folder `masks/`"
+        )
+    return values.astype(np.uint8)
+
+
+def read_pair(
+    example: Example,
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    """Decodes an example to RGB and trimap of one size.
+
+    Raises: `InputError` as `read_image` and `read_mask` do, and where the sizes differ.
+    """
+    image, mask = example.image, example.mask
+    if isinstance(image, bytes):
+        image = read_image(image, example.name)
+    if isinstance(mask, bytes):
+        mask = read_mask(mask, f"mask of {example.name}", example.labels)
+    if image.shape[:2] != mask.shape:
+        (h, w), (mask_h, mask_w) = image.shape[:2], mask.shape
+        turned = " (upright, by its EXIF orientation)" if (h, w) == (mask_w, mask_h) else ""
+        raise InputError(
+            f"{example.name}: its mask is {mask_w}x{mask_h} pixels but the image{turned} is "
+            f"{w}x{h}; make the mask at the image's size"
+        )
+    return image, mask
+
+
+def resize_pair(
+    image: UInt8[np.ndarray, "h w 3"], trimap: UInt8[np.ndarray, "h w"], size: int
+) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
+    """Squashes both to `size` x `size`: the image bilinear and antialiased, the trimap nearest."""
+    return resize_image(image, size), np.asarray(
+        Image.fromarray(trimap).resize((size, size), Image.Resampling.NEAREST)
+    )
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "h w 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Squashes an image to `size` x `size`, bilinear and antialiased."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Reads all pixels and turns them upright."""
+    try:
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            orientation = _orientation(image)
+        image.load()
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{name}: over {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first"
+        ) from None
+    except Exception as error:
+        # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error...
+        cause = "no image format that Pillow knows"
+        if not isinstance(error, Image.UnidentifiedImageError):
+            cause = str(error) or type(error).__name__
+        raise InputError(
+            f"{name}: cannot be read as an image ({cause}); replace or remove it"
+        ) from error
+    return _transposed(image, orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1  # broken EXIF says nothing about the pixels, which may well be good
+
+
+def _transposed(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation not in _UPRIGHT:
+        return image
+    upright = image.transpose(_UPRIGHT[orientation])
+    upright.format = image.format
+    return upright
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, also where Pillow holds it in 32 bits
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"{name}: 32-bit pixels; save it with 8 or 16 bits a channel")
+        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise InputError(f"{name}: floating-point pixels; save it with 8 or 16 bits a channel")
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # Pillow warns about a transparent palette otherwise
+    return image.convert("RGB")
+
+
+def _is_marked(image: Image.Image) -> Shaped[np.ndarray, "h w"]:
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    values = np.asarray(image)
+    if values.ndim == 2:
+        return values != 0
+    if image.mode in ("LA", "RGBA"):
+        return (values[..., :-1] != 0).any(-1) & (values[..., -1] != 0)
+    return (values != 0).any(-1)
+
+
+def _distinct(values: Shaped[np.ndarray, "h w"]) -> list[str]:
+    return [str(value) for value in np.unique(values)]

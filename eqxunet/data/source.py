@@ -1,0 +1,88 @@
+"""Where examples come from: one protocol, and the choice behind `--data`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from eqxunet.errors import InputError
+
+Split = Literal["train", "val", "test"]
+Progress = Callable[[int, int | None], None]
+
+DATA_DIR = Path("~/tensorflow_datasets")
+PET, GROUND, BORDER = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its mask, encoded as in a file or drawn.
+
+    Arguments:
+
+    - `image`: bytes of an image file, or RGB pixels.
+    - `mask`: bytes of an image file, or a trimap: 1 = pet (foreground), 2 = background,
+      3 = border.
+    - `name`: names the example in reports and errors.
+    - `labels`: what an encoded mask holds: a trimap, or 0 for background and anything else for
+      foreground.
+    """
+
+    image: bytes | UInt8[np.ndarray, "h w 3"]
+    mask: bytes | UInt8[np.ndarray, "h w"]
+    name: str
+    labels: Literal["trimap", "binary"] = "trimap"
+
+
+class Source(Protocol):
+    """A sequence of examples; `identity` changes whenever any of them does."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+def open_source(
+    data: str, split: Split, *, data_dir: Path = DATA_DIR, seed: int = 0, limit: int | None = None
+) -> Source:
+    """Opens one split of a dataset, without decoding anything.
+
+    Arguments:
+
+    - `data`: `"oxford_iiit_pet"`, `"synthetic"`, or a folder (see `eqxunet.data.folder`).
+    - `data_dir`: where TFDS keeps its datasets; `oxford_iiit_pet` only.
+    - `seed`: `synthetic` only.
+    - `limit`: the first so many examples only.
+
+    Raises: `InputError` where `data` is none of these or the folder is not in order.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit must be at least 1, not {limit}")
+    if data == "oxford_iiit_pet":
+        from eqxunet.data.oxford import open_oxford
+
+        return open_oxford(split, data_dir=data_dir.expanduser(), limit=limit)
+    if data == "synthetic":
+        from eqxunet.data.synthetic import SyntheticPets
+
+        return SyntheticPets(split, seed=seed, limit=limit)
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise InputError(
+            f"{data}: not a folder; give a folder, `synthetic`, or `oxford_iiit_pet` as data"
+        )
+    from eqxunet.data.folder import open_folder
+
+    return open_folder(root, split, limit=limit)
+
+
+def listed(items: Sequence[str], most: int = 10) -> str:
+    """The first items as one line, then how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

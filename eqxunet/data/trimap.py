@@ -1,0 +1,19 @@
+"""What a trimap's pixels count as: 1 is pet, 2 background, 3 the border between them."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, UInt8
+
+from ..config import Border
+
+PET, BACKGROUND, BORDER = 1, 2, 3
+
+
+def foreground(
+    trimap: UInt8[Array, "*b h w"], border: Border
+) -> tuple[Bool[Array, "*b h w"], Bool[Array, "*b h w"]]:
+    """Returns the foreground mask, and the pixels that count, under a border policy."""
+    if border == "foreground":
+        return trimap != BACKGROUND, jnp.ones(trimap.shape, bool)
+    if border == "background":
+        return trimap == PET, jnp.ones(trimap.shape, bool)
+    return trimap == PET, trimap != BORDER

@@ -1,0 +1,71 @@
+"""Scores of masks: count first, reduce later.
+
+An empty prediction on an empty mask scores 1; the epsilon is the Flax original's.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+EPSILON = 1e-6
+
+
+class Counts(NamedTuple):
+    """Pixels by prediction and truth; summed over images they give pooled scores."""
+
+    tp: Int[Array | np.ndarray, "*b"]
+    fp: Int[Array | np.ndarray, "*b"]
+    fn: Int[Array | np.ndarray, "*b"]
+    tn: Int[Array | np.ndarray, "*b"]
+
+    @property
+    def iou(self) -> Float[Array | np.ndarray, "*b"]:
+        """Intersection over union (Jaccard index)."""
+        return (self.tp + EPSILON) / (self.tp + self.fp + self.fn + EPSILON)
+
+    @property
+    def dice(self) -> Float[Array | np.ndarray, "*b"]:
+        """Dice coefficient, the F1 score of pixels."""
+        return (2 * self.tp + EPSILON) / (2 * self.tp + self.fp + self.fn + EPSILON)
+
+    @property
+    def accuracy(self) -> Float[Array | np.ndarray, "*b"]:
+        """Share of the pixels that are classified rightly."""
+        return (self.tp + self.tn) / (self.tp + self.fp + self.fn + self.tn)
+
+
+def count(
+    pred: Shaped[Array | np.ndarray, "h w"],
+    mask: Shaped[Array | np.ndarray, "h w"],
+    counted: Bool[Array | np.ndarray, "h w"] | None = None,
+) -> Counts:
+    """Counts one image's pixels; nonzero is foreground.
+
+    Arguments:
+
+    - `counted`: false where a pixel is left out.
+    """
+    pred, mask = jnp.asarray(pred) != 0, jnp.asarray(mask) != 0
+    counted = jnp.ones(mask.shape, bool) if counted is None else counted
+    return Counts(
+        tp=jnp.sum(pred & mask & counted),
+        fp=jnp.sum(pred & ~mask & counted),
+        fn=jnp.sum(~pred & mask & counted),
+        tn=jnp.sum(~pred & ~mask & counted),
+    )
+
+
+def iou(
+    pred: Shaped[Array | np.ndarray, "h w"], mask: Shaped[Array | np.ndarray, "h w"]
+) -> Float[Array, ""]:
+    """Intersection over union of one predicted mask and the true one; `jax.vmap` for a batch."""
+    return count(pred, mask).iou
+
+
+def dice(
+    pred: Shaped[Array | np.ndarray, "h w"], mask: Shaped[Array | np.ndarray, "h w"]
+) -> Float[Array, ""]:
+    """Dice coefficient of one predicted mask and the true one; `jax.vmap` for a batch."""
+    return count(pred, mask).dice

@@ -1,0 +1,72 @@
+"""Blocks of the U-Net: double convolution, down and up."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .layers import BatchNorm, Conv, ConvTranspose, max_pool, resize
+
+
+class ConvBlock(eqx.Module):
+    """Twice 3x3 convolution, BatchNorm, ReLU."""
+
+    conv1: Conv
+    norm1: BatchNorm
+    conv2: Conv
+    norm2: BatchNorm
+
+    def __init__(self, c_in: int, c_out: int, *, key: PRNGKeyArray):
+        key1, key2 = jax.random.split(key)
+        self.conv1 = Conv(c_in, c_out, key=key1)
+        self.norm1 = BatchNorm(c_out)
+        self.conv2 = Conv(c_out, c_out, key=key2)
+        self.norm2 = BatchNorm(c_out)
+
+    def __call__(
+        self, x: Float[Array, "h w c_in"], state: eqx.nn.State
+    ) -> tuple[Float[Array, "h w c_out"], eqx.nn.State]:
+        x, state = self.norm1(self.conv1(x), state)
+        x = jax.nn.relu(x)
+        x, state = self.norm2(self.conv2(x), state)
+        return jax.nn.relu(x), state
+
+
+class DownBlock(eqx.Module):
+    """ConvBlock, whose output is the skip, then 2x2 max pooling."""
+
+    block: ConvBlock
+
+    def __init__(self, c_in: int, c_out: int, *, key: PRNGKeyArray):
+        self.block = ConvBlock(c_in, c_out, key=key)
+
+    def __call__(
+        self, x: Float[Array, "h w c_in"], state: eqx.nn.State
+    ) -> tuple[
+        Float[Array, "-(-h//2) -(-w//2) c_out"], Float[Array, "h w c_out"], eqx.nn.State
+    ]:
+        skip, state = self.block(x, state)
+        return max_pool(skip), skip, state
+
+
+class UpBlock(eqx.Module):
+    """Transposed convolution, concatenation with the skip where there is one, ConvBlock."""
+
+    up: ConvTranspose
+    block: ConvBlock
+
+    def __init__(self, c_in: int, c_skip: int, c_out: int, *, key: PRNGKeyArray):
+        key1, key2 = jax.random.split(key)
+        self.up = ConvTranspose(c_in, c_out, key=key1)
+        self.block = ConvBlock(c_out + c_skip, c_out, key=key2)
+
+    def __call__(
+        self,
+        x: Float[Array, "h w c_in"],
+        skip: Float[Array, "h_skip w_skip c_skip"] | None,
+        state: eqx.nn.State,
+    ) -> tuple[Float[Array, "h_out w_out c_out"], eqx.nn.State]:
+        x = self.up(x)
+        if skip is not None:
+            x = jnp.concatenate([resize(x, *skip.shape[:2]), skip], axis=-1)
+        return self.block(x, state)

@@ -1,0 +1,155 @@
+"""Layers that see one example, channels last: image (h, w, c), kernels HWIO.
+
+`eqx.nn` has channels-first ones. Channels last is the layout of image files and of the pretrained
+kernels, so nothing is transposed on the way, and it is the faster layout on CPUs.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .conv import conv2d
+
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
+
+class Conv(eqx.Module):
+    """Convolution, by default 3x3 with "SAME" padding and without bias."""
+
+    kernel: Float[Array, "k k c_in c_out"]
+    bias: Float[Array, " c_out"] | None
+    stride: int = eqx.field(static=True)
+    padding: Padding = eqx.field(static=True)
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        use_bias: bool = False,
+        kernel_init: jax.nn.initializers.Initializer | None = None,
+        key: PRNGKeyArray,
+    ):
+        init = kernel_init or jax.nn.initializers.lecun_normal()
+        self.kernel = init(key, (kernel_size, kernel_size, c_in, c_out))
+        self.bias = jnp.zeros(c_out) if use_bias else None
+        self.stride = stride
+        self.padding = padding
+
+    def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h_out w_out c_out"]:
+        x = conv2d(x, self.kernel, stride=self.stride, padding=self.padding)
+        return x if self.bias is None else x + self.bias
+
+
+class ConvTranspose(eqx.Module):
+    """Transposed 2x2 convolution with stride 2, which doubles height and width.
+
+    Windows do not overlap, so it is one matrix product. Like Flax's default it does not flip the
+    kernel: output pixel (2i + a, 2j + b) uses `kernel[1 - a, 1 - b]`.
+    """
+
+    kernel: Float[Array, "2 2 c_in c_out"]
+    bias: Float[Array, " c_out"]
+
+    def __init__(self, c_in: int, c_out: int, *, key: PRNGKeyArray):
+        self.kernel = jax.nn.initializers.lecun_normal()(key, (2, 2, c_in, c_out))
+        self.bias = jnp.zeros(c_out)
+
+    def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "2*h 2*w c_out"]:
+        h, w, _ = x.shape
+        x = jnp.einsum("hwi,abio->hawbo", x, self.kernel[::-1, ::-1])
+        return x.reshape(2 * h, 2 * w, -1) + self.bias
+
+
+class BatchNorm(eqx.nn.StatefulLayer):
+    """Batch normalisation over the axis named "batch", h and w, with Flax's semantics.
+
+    Training normalises by the batch's mean and biased variance and updates the running ones, which
+    start at 0 and 1 and which inference uses. `eqx.nn.BatchNorm(mode="batch")` differs: it divides
+    the running variance by 1 - momentum^n although that started at one.
+    Statistics are float32 whatever the input's dtype.
+    """
+
+    scale: Float[Array, " c"]
+    bias: Float[Array, " c"]
+    running: eqx.nn.StateIndex[dict[str, Array]]
+    inference: bool
+    momentum: float = eqx.field(static=True)
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-5):
+        self.scale = jnp.ones(channels)
+        self.bias = jnp.zeros(channels)
+        self.running = eqx.nn.StateIndex({"mean": jnp.zeros(channels), "var": jnp.ones(channels)})
+        self.inference = False
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def __call__(
+        self, x: Float[Array, "h w c"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "h w c"], eqx.nn.State]:
+        running = state.get(self.running)
+        x32 = x.astype(jnp.float32)
+        if self.inference:
+            mean, var = running["mean"], running["var"]
+        else:
+            mean = jax.lax.pmean(jnp.mean(x32, axis=(0, 1)), "batch")
+            mean_square = jax.lax.pmean(jnp.mean(x32 * x32, axis=(0, 1)), "batch")
+            var = jnp.maximum(mean_square - mean * mean, 0)
+            batch = {"mean": mean, "var": var}
+            state = state.set(
+                self.running,
+                jax.tree.map(
+                    lambda old, new: self.momentum * old + (1 - self.momentum) * new,
+                    running,
+                    jax.lax.stop_gradient(batch),
+                ),
+            )
+        scale = jax.lax.rsqrt(var + self.epsilon) * self.scale
+        return ((x32 - mean) * scale + self.bias).astype(x.dtype), state
+
+
+class GroupNorm(eqx.Module):
+    """Group normalisation over a group's channels, h and w; variance as E[x^2] - E[x]^2."""
+
+    scale: Float[Array, " c"]
+    bias: Float[Array, " c"]
+    groups: int = eqx.field(static=True)
+    epsilon: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, groups: int = 4, epsilon: float = 1e-5):
+        self.scale = jnp.ones(channels)
+        self.bias = jnp.zeros(channels)
+        self.groups = groups
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+        x32 = x.astype(jnp.float32)
+        by_group = (self.groups, x.shape[-1] // self.groups)
+        # Channels first, groups after: each of the two sums reads x once, in its own layout.
+        mean = jnp.mean(jnp.mean(x32, axis=(0, 1)).reshape(by_group), axis=1, keepdims=True)
+        mean_square = jnp.mean(
+            jnp.mean(x32 * x32, axis=(0, 1)).reshape(by_group), axis=1, keepdims=True
+        )
+        var = jnp.maximum(mean_square - mean * mean, 0)
+        scale = jax.lax.rsqrt(var + self.epsilon) * self.scale.reshape(by_group)
+        mean = jnp.broadcast_to(mean, by_group).reshape(-1)
+        return ((x32 - mean) * scale.reshape(-1) + self.bias).astype(x.dtype)
+
+
+def max_pool(x: Float[Array, "h w c"], window: int = 2) -> Float[Array, "-(-h//2) -(-w//2) c"]:
+    """Max pooling with stride 2 and "SAME" padding: odd sizes round up, padding never wins."""
+    return jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (window, window, 1), (2, 2, 1), padding="SAME"
+    )
+
+
+def resize(x: Float[Array, "h w c"], height: int, width: int) -> Float[Array, "height width c"]:
+    """Bilinear resize, the identity where the size already fits."""
+    if x.shape[:2] == (height, width):
+        return x
+    return jax.image.resize(x, (height, width, x.shape[2]), "bilinear")

@@ -1,0 +1,193 @@
+"""Training: what is trained, the one compiled step, and the loop that yields its records."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
+
+from .config import TrainConfig
+from .data.augment import augment, to_float
+from .data.batches import Arrays, Batch, batches
+from .data.trimap import foreground
+from .losses import segmentation_loss
+from .metrics import count
+from .models import AbstractUNet
+
+_AUGMENT = 1  # purpose of a derived key
+
+
+class TrainState(eqx.Module):
+    """All that a step changes.
+
+    - `trainable`: the model's trained leaves, None elsewhere.
+    - `state`: BatchNorm's running statistics.
+    - `opt_state`: the optimiser's state, for the trained leaves only.
+    - `step`: steps done; every random key and every batch derive from it.
+    - `skipped`: the latest steps in a row that were skipped as not finite.
+    """
+
+    trainable: PyTree
+    state: eqx.nn.State
+    opt_state: PyTree
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+
+
+class Fixed(eqx.Module):
+    """All that a step reads and keeps: frozen leaves, optimiser, configuration."""
+
+    frozen: PyTree
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    config: TrainConfig = eqx.field(static=True)
+
+    def model(self, train_state: TrainState) -> AbstractUNet:
+        """The whole model."""
+        return eqx.combine(train_state.trainable, self.frozen)
+
+
+class StepMetrics(NamedTuple):
+    """Of one step, on the device; `skipped` counts non-finite steps in a row."""
+
+    loss: Float[Array, ""]
+    iou: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    skipped: Int[Array, ""]
+
+
+def trainable_mask(model: AbstractUNet, config: TrainConfig) -> PyTree[bool]:
+    """Returns a tree like the model: true where a leaf is trained."""
+    mask = jax.tree.map(eqx.is_inexact_array, model)
+    if config.freeze_encoder and hasattr(model, "encoder"):
+        frozen = jax.tree.map(lambda _: False, model.encoder)
+        mask = eqx.tree_at(lambda m: m.encoder, mask, frozen)
+    return mask
+
+
+def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the step."""
+    if config.schedule == "constant":
+        return optax.constant_schedule(config.lr)
+    warmup_steps = round(config.warmup * total_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup_steps, total_steps)
+
+
+def make_optimizer(
+    model: AbstractUNet, config: TrainConfig, total_steps: int
+) -> optax.GradientTransformation:
+    """Returns AdamW (Loshchilov, Hutter, ICLR 2019), which at weight decay 0 is Adam."""
+    transforms = [
+        optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay)
+    ]
+    if config.clip_norm is not None:
+        transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.encoder_lr_scale != 1 and not config.freeze_encoder:
+        encoder = jax.tree.map(lambda _: False, model)
+        encoder = eqx.tree_at(
+            lambda m: m.encoder, encoder, jax.tree.map(lambda _: True, model.encoder)
+        )
+        transforms.append(optax.masked(optax.scale(config.encoder_lr_scale), encoder))
+    return optax.chain(*transforms)
+
+
+def initialise(
+    model: AbstractUNet, state: eqx.nn.State, config: TrainConfig, total_steps: int
+) -> tuple[Fixed, TrainState]:
+    """Splits a model into what is trained and what stays, with a fresh optimiser."""
+    trainable, frozen = eqx.partition(model, trainable_mask(model, config))
+    optimizer = make_optimizer(trainable, config, total_steps)
+    zero = jnp.zeros((), jnp.int32)
+    fixed = Fixed(frozen, optimizer, config)
+    # The step donates its buffers, so it must own them.
+    own = jax.tree.map(jnp.copy, (trainable, state))
+    return fixed, TrainState(*own, optimizer.init(trainable), zero, jnp.copy(zero))
+
+
+def batch_loss(
+    model: AbstractUNet,
+    state: eqx.nn.State,
+    images: Float[Array, "b h w 3"],
+    mask: Bool[Array, "b h w"],
+    counted: Bool[Array, "b h w"],
+) -> tuple[Float[Array, ""], tuple[eqx.nn.State, Float[Array, "b h w"]]]:
+    """Mean loss over images; also the new state and the logits."""
+    forward = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+    logits, state = forward(images, state)
+    logits = logits[..., 0]
+    return jnp.mean(jax.vmap(segmentation_loss)(logits, mask, counted)), (state, logits)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_step(
+    inputs: tuple[Fixed, Batch], train_state: TrainState
+) -> tuple[TrainState, StepMetrics]:
+    """One update. `inputs` is kept, `train_state` is donated: use only the returned one.
+
+    Where the loss or the gradient's norm is not finite, the step changes nothing but its counts.
+    """
+    fixed, batch = inputs
+    config = fixed.config
+    images, trimaps = _prepare(batch, config, train_state.step)
+    mask, counted = foreground(trimaps, config.border)
+
+    def loss_fn(trainable: PyTree, state: eqx.nn.State):
+        model = eqx.combine(trainable, fixed.frozen)
+        if config.precision == "bfloat16":
+            model = _cast(model, jnp.bfloat16)
+        return batch_loss(model, state, images.astype(config.precision), mask, counted)
+
+    (loss, (state, logits)), gradient = eqx.filter_value_and_grad(loss_fn, has_aux=True)(
+        train_state.trainable, train_state.state
+    )
+    norm = optax.tree.norm(gradient)
+    updates, opt_state = fixed.optimizer.update(
+        gradient, train_state.opt_state, train_state.trainable
+    )
+    trainable = eqx.apply_updates(train_state.trainable, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (trainable, state, opt_state),
+        (train_state.trainable, train_state.state, train_state.opt_state),
+    )
+    skipped = jnp.where(finite, 0, train_state.skipped + 1)
+    iou = jnp.mean(jax.vmap(count)(logits >= 0, mask, counted).iou)
+    return (
+        TrainState(*kept, train_state.step + 1, skipped),
+        StepMetrics(loss, iou, norm, skipped),
+    )
+
+
+def _prepare(
+    batch: Batch, config: TrainConfig, step: Int[Array, ""]
+) -> tuple[Float[Array, "b h w 3"], UInt8[Array, "b h w"]]:
+    if not config.augment:
+        return to_float(batch.images), batch.trimaps
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _AUGMENT), step)
+    keys = jax.random.split(key, batch.images.shape[0])
+    return jax.vmap(lambda image, trimap, key: augment(image, trimap, key=key))(
+        batch.images, batch.trimaps, keys
+    )
+
+
+def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+
+def fit(
+    fixed: Fixed, train_state: TrainState, arrays: Arrays, *, total_steps: int
+) -> Iterator[tuple[TrainState, StepMetrics]]:
+    """Trains from `train_state.step` to `total_steps`, yielding after every step.
+
+    A yielded state is donated to the next step: save or evaluate it before asking for more. The
+    metrics stay on the device, so that nobody waits for a step who does not read them.
+    """
+    config = fixed.config
+    start = int(train_state.step)
+    stream = batches(arrays, config.batch_size, seed=config.seed, start=start)
+    for _ in range(start, total_steps):
+        train_state, metrics = train_step((fixed, next(stream)), train_state)
+        yield train_state, metrics
