@@ -1,10 +1,17 @@
 """Configuration as plain values: what a model is, and how it is trained."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Border = Literal["foreground", "background", "ignore"]
 Encoder = Literal["scratch", "resnet10"]
+Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["constant", "cosine"]
+Split = Literal["train", "val", "test"]
+
+DATA_DIR = Path("~/tensorflow_datasets")
+"""Where TFDS keeps its datasets unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class TrainConfig:
     epochs: int = 20
     steps: int | None = None
     lr: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -60,7 +67,7 @@ class TrainConfig:
     encoder_lr_scale: float = 1.0
     augment: bool = True
     border: Border = "foreground"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
     patience: int | None = None
     max_skipped: int = 5

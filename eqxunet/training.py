@@ -1,21 +1,25 @@
-"""Training: what is trained, the one compiled step, and the loop that yields its records."""
+"""Training: the one compiled step, and the loop that yields after each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 
 from .config import TrainConfig
 from .data.augment import augment, to_float
 from .data.batches import Arrays, Batch, batches
 from .data.trimap import foreground
+from .errors import IntegrityError
 from .losses import segmentation_loss
 from .metrics import count
 from .models import AbstractUNet
+from .models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
+from .optimizer import make_optimizer, trainable_mask
 
 _AUGMENT = 1  # purpose of a derived key
 
@@ -56,41 +60,6 @@ class StepMetrics(NamedTuple):
     iou: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     skipped: Int[Array, ""]
-
-
-def trainable_mask(model: AbstractUNet, config: TrainConfig) -> PyTree[bool]:
-    """Returns a tree like the model: true where a leaf is trained."""
-    mask = jax.tree.map(eqx.is_inexact_array, model)
-    if config.freeze_encoder and hasattr(model, "encoder"):
-        frozen = jax.tree.map(lambda _: False, model.encoder)
-        mask = eqx.tree_at(lambda m: m.encoder, mask, frozen)
-    return mask
-
-
-def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the step."""
-    if config.schedule == "constant":
-        return optax.constant_schedule(config.lr)
-    warmup_steps = round(config.warmup * total_steps)
-    return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup_steps, total_steps)
-
-
-def make_optimizer(
-    model: AbstractUNet, config: TrainConfig, total_steps: int
-) -> optax.GradientTransformation:
-    """Returns AdamW (Loshchilov, Hutter, ICLR 2019), which at weight decay 0 is Adam."""
-    transforms = [
-        optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay)
-    ]
-    if config.clip_norm is not None:
-        transforms.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if config.encoder_lr_scale != 1 and not config.freeze_encoder:
-        encoder = jax.tree.map(lambda _: False, model)
-        encoder = eqx.tree_at(
-            lambda m: m.encoder, encoder, jax.tree.map(lambda _: True, model.encoder)
-        )
-        transforms.append(optax.masked(optax.scale(config.encoder_lr_scale), encoder))
-    return optax.chain(*transforms)
 
 
 def initialise(
@@ -135,8 +104,6 @@ def train_step(
 
     def loss_fn(trainable: PyTree, state: eqx.nn.State):
         model = eqx.combine(trainable, fixed.frozen)
-        if config.precision == "bfloat16":
-            model = _cast(model, jnp.bfloat16)
         return batch_loss(model, state, images.astype(config.precision), mask, counted)
 
     (loss, (state, logits)), gradient = eqx.filter_value_and_grad(loss_fn, has_aux=True)(
@@ -173,10 +140,6 @@ def _prepare(
     )
 
 
-def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
-
-
 def fit(
     fixed: Fixed, train_state: TrainState, arrays: Arrays, *, total_steps: int
 ) -> Iterator[tuple[TrainState, StepMetrics]]:
@@ -191,3 +154,37 @@ def fit(
     for _ in range(start, total_steps):
         train_state, metrics = train_step((fixed, next(stream)), train_state)
         yield train_state, metrics
+
+
+def to_arrays(fixed: Fixed, train_state: TrainState) -> dict[str, Shaped[Array, "..."]]:
+    """Returns all that a run needs to go on, by name: model, statistics, optimiser, counts."""
+    model = fixed.model(train_state)
+    parts = {
+        "model": named_leaves(model),
+        "state": named_state(model, train_state.state),
+        "optimizer": named_leaves(train_state.opt_state),
+        "counts": {"step": train_state.step, "skipped": train_state.skipped},
+    }
+    return {f"{part}.{name}": leaf for part, leaves in parts.items() for name, leaf in leaves.items()}
+
+
+def from_arrays(
+    fixed: Fixed, train_state: TrainState, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+) -> tuple[Fixed, TrainState]:
+    """Returns both with the values that `to_arrays` named.
+
+    Raises IntegrityError, listing the differences, where the arrays are of another run.
+    """
+    expected = to_arrays(fixed, train_state).keys()
+    if expected != arrays.keys():
+        missing, unknown = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected)
+        raise IntegrityError(
+            f"The checkpoint is not of this run: missing {missing}, unknown {unknown}."
+        )
+    model = replace_leaves(fixed.model(train_state), select(arrays, "model"))
+    state = replace_state(model, train_state.state, select(arrays, "state"))
+    opt_state = replace_leaves(train_state.opt_state, select(arrays, "optimizer"))
+    counts = {name: jnp.asarray(leaf) for name, leaf in select(arrays, "counts").items()}
+    trainable, frozen = eqx.partition(model, trainable_mask(model, fixed.config))
+    fixed = Fixed(frozen, fixed.optimizer, fixed.config)
+    return fixed, TrainState(trainable, state, opt_state, **counts)

@@ -1,0 +1,62 @@
+"""The command line. Each command imports what it needs when it runs, so `--help` is instant."""
+
+import os
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import EqxunetError
+from .console import errors
+#from .data import data_app
+from .evaluate import evaluate
+from .train import train
+#from .weights import weights_app
+
+
+class _Group(TyperGroup):
+    """Turns errors that have a way out into one or two lines and their exit code."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (EqxunetError, OSError, KeyboardInterrupt) as error:
+            if ctx.params["debug"]:
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                code, message = 130, "interrupted"
+            elif isinstance(error, EqxunetError):
+                code, message = error.exit_code, str(error)
+            else:
+                code, message = 6, f"{error}; free or name another place and try again"
+            errors.print(f"[red]error:[/] {message}", soft_wrap=True)
+            raise typer.Exit(code) from None
+
+    def parse_args(self, ctx, args):
+        # `train --debug` works as well as `--debug train`.
+        if "--debug" in args:
+            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Segments images into foreground and background with U-Nets in JAX and Equinox."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "eqxunet", "xla"))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+app.command()(train)
+app.command(name="eval")(evaluate)
+#app.add_typer(data_app, name="data")
+#app.add_typer(weights_app, name="weights")

@@ -1,15 +1,21 @@
 """Encoded images and masks to pixels, by content; file names and extensions are never trusted."""
 
+import os
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from eqxunet.data.source import BORDER, GROUND, PET, Example, listed
-from eqxunet.errors import InputError
+from ..errors import InputError
+from .source import BACKGROUND, BORDER, PET, Example, Source, listed
+
+T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own warning limit."""
@@ -38,9 +44,7 @@ def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_to_rgb(_open(data, name), name))
 
 
-def read_mask(
-    data: bytes, name: str, labels: str = "trimap"
-) -> UInt8[np.ndarray, "h w"]:
+def read_mask(data: bytes, name: str, labels: str = "trimap") -> UInt8[np.ndarray, "h w"]:
     """Decodes a mask file to an upright trimap of 1 = pet, 2 = background, 3 = border.
 
     Arguments:
@@ -54,9 +58,9 @@ def read_mask(
     if image.format == "JPEG":
         raise InputError(f"{name}: a JPEG holds no exact labels; save the mask as PNG")
     if labels == "binary":
-        return np.where(_is_marked(image), np.uint8(PET), np.uint8(GROUND))
+        return np.where(_is_marked(image), np.uint8(PET), np.uint8(BACKGROUND))
     values = np.asarray(image)
-    known = (PET, GROUND, BORDER)
+    known = (PET, BACKGROUND, BORDER)
     if values.ndim != 2 or not np.isin(values, known).all():
         found = f"mode {image.mode}" if values.ndim != 2 else listed(_distinct(values))
         raise InputError(
@@ -74,15 +78,16 @@ def read_pair(
     Raises: `InputError` as `read_image` and `read_mask` do, and where the sizes differ.
     """
     image, mask = example.image, example.mask
+    image_file, mask_file = example.files or (example.name, f"mask of {example.name}")
     if isinstance(image, bytes):
-        image = read_image(image, example.name)
+        image = read_image(image, image_file)
     if isinstance(mask, bytes):
-        mask = read_mask(mask, f"mask of {example.name}", example.labels)
+        mask = read_mask(mask, mask_file, example.labels)
     if image.shape[:2] != mask.shape:
         (h, w), (mask_h, mask_w) = image.shape[:2], mask.shape
         turned = " (upright, by its EXIF orientation)" if (h, w) == (mask_w, mask_h) else ""
         raise InputError(
-            f"{example.name}: its mask is {mask_w}x{mask_h} pixels but the image{turned} is "
+            f"{mask_file}: the mask is {mask_w}x{mask_h} pixels but its image{turned} is "
             f"{w}x{h}; make the mask at the image's size"
         )
     return image, mask
@@ -102,6 +107,25 @@ def resize_image(
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Squashes an image to `size` x `size`, bilinear and antialiased."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def map_examples(use: Callable[[Example], T], source: Source) -> Iterator[T | InputError]:
+    """Uses every example, in threads, in order; a bad one yields its error and stops nothing.
+
+    Pillow lets other threads run while it decodes.
+    """
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        yield from pool.map(lambda index: _used(use, source, index), range(len(source)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _used(use: Callable[[Example], T], source: Source, index: int) -> T | InputError:
+    try:
+        return use(source[index])
+    except InputError as error:
+        return error
 
 
 def _open(data: bytes, name: str) -> Image.Image:

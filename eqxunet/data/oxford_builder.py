@@ -10,27 +10,36 @@ import io
 import tarfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
 from PIL import Image, ImageFile
 
-from eqxunet.errors import IntegrityError
+from ..errors import IntegrityError, UnavailableError
 
 MAX_UNPACKED = 2 << 30  # the images, which are the larger archive, hold 0.8 GB
 
 
-def build(data_dir: Path, *, images: Path, annotations: Path, scratch: Path) -> None:
+def build(
+    data_dir: Path,
+    *,
+    images: Path,
+    annotations: Path,
+    scratch: Path,
+    progress: Callable[[int], None],
+) -> None:
     """Writes `data_dir/oxford_iiit_pet/VERSION` as array_record files, all of it or nothing.
 
     Arguments:
 
     - `images`, `annotations`: the archives, in the official layout.
     - `scratch`: a folder that TFDS creates for downloads, and leaves empty.
+    - `progress`: called with the bytes read of `images`, which each of the two splits reads.
 
-    Raises: `IntegrityError` where an archive holds what it should not, or lacks what it should.
+    Raises: `IntegrityError` where an archive holds what it should not, or lacks what it should;
+    `UnavailableError` where the disk is full.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.datasets.oxford_iiit_pet import (
@@ -42,18 +51,29 @@ def build(data_dir: Path, *, images: Path, annotations: Path, scratch: Path) -> 
         # Whence TFDS takes the description, the citation and the tags.
         pkg_dir_path = official.Builder._get_pkg_dir_path()
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        def _log_download_bytes(self) -> None:
+            pass  # both would print; redirecting stdout instead would swallow the caller's bar
+
+        _log_download_done = _log_download_bytes
+
+        def _split_generators(self, dl_manager: Any) -> Any:
             notes = dict(_members(annotations))
+            size = images.stat().st_size
             return {
-                "train": self._generate_examples(_listed(notes, "trainval.txt"), notes),
-                "test": self._generate_examples(_listed(notes, "test.txt"), notes),
+                "train": self._generate_examples(_listed(notes, "trainval.txt"), notes, progress),
+                "test": self._generate_examples(
+                    _listed(notes, "test.txt"), notes, lambda done: progress(size + done)
+                ),
             }
 
         # The official one takes three paths: with bytes at hand there are none to take.
         def _generate_examples(  # pyright: ignore[reportIncompatibleMethodOverride]
-            self, missing: dict[str, tuple[int, int]], notes: dict[str, bytes]
+            self,
+            missing: dict[str, tuple[int, int]],
+            notes: dict[str, bytes],
+            progress: Callable[[int], None],
         ) -> Iterator[tuple[str, dict[str, Any]]]:
-            for path, data in _members(images):
+            for path, data in _members(images, progress):
                 stem = path.removeprefix("images/").removesuffix(".jpg")
                 if stem not in missing:
                     continue
@@ -73,10 +93,13 @@ def build(data_dir: Path, *, images: Path, annotations: Path, scratch: Path) -> 
             if missing:
                 raise IntegrityError(f"{images}: lacks {len(missing)} images, as {min(missing)}")
 
-    with _quiet(tfds):
-        Builder(data_dir=data_dir).download_and_prepare(
-            download_dir=scratch, file_format="array_record"
-        )
+    try:
+        with _quiet(tfds):
+            Builder(data_dir=data_dir).download_and_prepare(
+                download_dir=scratch, file_format="array_record"
+            )
+    except RuntimeError as error:  # so array_record reports a full disk
+        raise UnavailableError(f"{data_dir}: cannot be written: {error}") from error
 
 
 def as_jpeg(data: bytes, *, name: str) -> bytes:
@@ -107,12 +130,15 @@ def as_jpeg(data: bytes, *, name: str) -> bytes:
     return encoded.getvalue()
 
 
-def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
+def _members(
+    archive: Path, progress: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[str, bytes]]:
     """Yields path and content of every file in the archive, in its order."""
     unpacked = 0
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as tar:
             for member in tar:
+                progress(raw.tell())
                 path = PurePosixPath(member.name)
                 unpacked += member.size
                 if path.is_absolute() or ".." in path.parts:
@@ -144,7 +170,7 @@ def _listed(notes: dict[str, bytes], name: str) -> dict[str, tuple[int, int]]:
 
 def _head(xml: bytes | None) -> Any:
     """The head's box as fractions of height and width; zeros where none is given, as in test."""
-    from tensorflow_datasets.public_api.features import BBox
+    from tensorflow_datasets.core.features import BBox
 
     if xml is None:
         return BBox(0.0, 0.0, 0.0, 0.0)
@@ -165,10 +191,10 @@ def _head(xml: bytes | None) -> Any:
 
 @contextlib.contextmanager
 def _quiet(tfds: Any) -> Iterator[None]:
-    """Keeps TFDS's bars and prints, and Pillow's remarks on odd EXIF tags, off the terminal."""
+    """Keeps TFDS's bars, and Pillow's remarks on odd EXIF tags, off the terminal."""
     tfds.disable_progress_bar()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

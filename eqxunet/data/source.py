@@ -3,18 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from eqxunet.errors import InputError
+from ..config import DATA_DIR as DATA_DIR
+from ..config import Split as Split
+from ..errors import InputError
 
-Split = Literal["train", "val", "test"]
 Progress = Callable[[int, int | None], None]
 
-DATA_DIR = Path("~/tensorflow_datasets")
-PET, GROUND, BORDER = 1, 2, 3
+PET, BACKGROUND, BORDER = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,17 @@ class Example:
     - `name`: names the example in reports and errors.
     - `labels`: what an encoded mask holds: a trimap, or 0 for background and anything else for
       foreground.
+    - `files`: where image and mask were read, for errors.
     """
 
     image: bytes | UInt8[np.ndarray, "h w 3"]
     mask: bytes | UInt8[np.ndarray, "h w"]
     name: str
     labels: Literal["trimap", "binary"] = "trimap"
+    files: tuple[str, str] | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """A sequence of examples; `identity` changes whenever any of them does."""
 
@@ -65,11 +68,11 @@ def open_source(
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1, not {limit}")
     if data == "oxford_iiit_pet":
-        from eqxunet.data.oxford import open_oxford
+        from .oxford import OxfordPets
 
-        return open_oxford(split, data_dir=data_dir.expanduser(), limit=limit)
+        return OxfordPets(split, data_dir.expanduser(), limit=limit)
     if data == "synthetic":
-        from eqxunet.data.synthetic import SyntheticPets
+        from .synthetic import SyntheticPets
 
         return SyntheticPets(split, seed=seed, limit=limit)
     root = Path(data).expanduser()
@@ -77,7 +80,7 @@ def open_source(
         raise InputError(
             f"{data}: not a folder; give a folder, `synthetic`, or `oxford_iiit_pet` as data"
         )
-    from eqxunet.data.folder import open_folder
+    from .folder import open_folder
 
     return open_folder(root, split, limit=limit)
 

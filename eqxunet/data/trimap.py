@@ -3,13 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, UInt8
 
-from ..config import Border
-
-PET, BACKGROUND, BORDER = 1, 2, 3
+from ..config import Border as BorderPolicy
+from .source import BACKGROUND, BORDER, PET
 
 
 def foreground(
-    trimap: UInt8[Array, "*b h w"], border: Border
+    trimap: UInt8[Array, "*b h w"], border: BorderPolicy
 ) -> tuple[Bool[Array, "*b h w"], Bool[Array, "*b h w"]]:
     """Returns the foreground mask, and the pixels that count, under a border policy."""
     if border == "foreground":

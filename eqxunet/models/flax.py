@@ -1,16 +1,13 @@
-"""Parameters of the Flax original, onto Equinox leaves."""
+"""Variables of the Flax original, onto Equinox leaves."""
 
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 
 from ..errors import IntegrityError
-from .layers import BatchNorm
-from .leaves import dotted, named_leaves, replace_leaves
+from .leaves import named_leaves, named_state, replace_leaves, replace_state
 from .unet import AbstractUNet, ResNetUNet
 
 Model = TypeVar("Model", bound=AbstractUNet)
@@ -41,37 +38,19 @@ def from_flax(
     Raises IntegrityError, listing the differences, unless every array on either side has a
     counterpart of the same shape on the other.
     """
-    flat = _flat(variables)
-    parameters = {
-        path: f"params/{_flax_name(model, path)}" for path in named_leaves(_arrays(model))
-    }
-    running = {
-        (path, s): f"batch_stats/{_flax_name(model, path)}/{s}"
-        for path in _batch_norms(model)
-        for s in ("mean", "var")
-    }
-    names = {*parameters.values(), *running.values()}
-    missing, extra = sorted(names - flat.keys()), sorted(flat.keys() - names)
-    if missing or extra:
-        raise IntegrityError(
-            f"These Flax variables do not fit the model: missing {missing}, unknown {extra}."
-        )
-    model = replace_leaves(model, {path: flat[name] for path, name in parameters.items()})
-    for path, norm in _batch_norms(model).items():
-        new = {s: jnp.asarray(flat[running[path, s]]) for s in ("mean", "var")}
-        state = state.set(norm.running, new)
-    return model, state
-
-
-def _arrays(model: AbstractUNet) -> AbstractUNet:
-    return eqx.filter(model, eqx.is_array)
-
-
-def _batch_norms(model: AbstractUNet) -> dict[str, BatchNorm]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(
-        model, is_leaf=lambda node: isinstance(node, BatchNorm)
-    )
-    return {dotted(path): node for path, node in leaves if isinstance(node, BatchNorm)}
+    params, statistics = _flat(variables["params"]), _flat(variables["batch_stats"])
+    param_names = {path: _flax_name(model, path) for path in named_leaves(model)}
+    statistic_names = {path: _flax_name(model, path) for path in named_state(model, state)}
+    for given, names in ((params, param_names), (statistics, statistic_names)):
+        missing = sorted(set(names.values()) - given.keys())
+        unknown = sorted(given.keys() - set(names.values()))
+        if missing or unknown:
+            raise IntegrityError(
+                f"Flax variables do not fit the model: missing {missing}, unknown {unknown}."
+            )
+    model = replace_leaves(model, {path: params[name] for path, name in param_names.items()})
+    statistics = {path: statistics[name] for path, name in statistic_names.items()}
+    return model, replace_state(model, state, statistics)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,17 +64,12 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flax_name(model: AbstractUNet, path: str) -> str:
-    """`down[1].block.conv2.kernel` is `DownBlock_1/ConvBlock_0/Conv_1/kernel`."""
+    """`down.1.block.conv2.kernel` is `DownBlock_1/ConvBlock_0/Conv_1/kernel`."""
     names = _FLAX_IN_ENCODER if path.startswith("encoder.") else _FLAX
-    parts = []
-    for part in path.split("."):
-        if level := re.fullmatch(r"(down|up)\[(\d+)\]", part):
-            parts.append(f"{level[1].capitalize()}Block_{level[2]}")
-        elif (block := re.fullmatch(r"stages\[(\d+)\]\[(\d+)\]", part)) and isinstance(
-            model, ResNetUNet
-        ):
-            before = sum(len(stage) for stage in model.encoder.stages[: int(block[1])])
-            parts.append(f"ResNetBlock_{before + int(block[2])}")
-        else:
-            parts.append(names.get(part, part))
-    return "/".join(parts)
+    path = re.sub(r"\bdown\.(\d+)", r"DownBlock_\1", path)
+    path = re.sub(r"\bup\.(\d+)", r"UpBlock_\1", path)
+    if isinstance(model, ResNetUNet) and (found := re.search(r"stages\.(\d+)\.(\d+)", path)):
+        before = sum(len(stage) for stage in model.encoder.stages[: int(found[1])])
+        path = path.replace(found[0], f"ResNetBlock_{before + int(found[2])}")
+    path = path.replace(".running.", ".")
+    return "/".join(names.get(part, part) for part in path.split("."))

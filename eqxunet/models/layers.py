@@ -1,7 +1,8 @@
 """Layers that see one example, channels last: image (h, w, c), kernels HWIO.
 
 `eqx.nn` has channels-first ones. Channels last is the layout of image files and of the pretrained
-kernels, so nothing is transposed on the way, and it is the faster layout on CPUs.
+kernels, so nothing is transposed on the way, and it is the faster layout on CPUs. Layers compute in
+their input's dtype; parameters and the statistics of norms are float32.
 """
 
 import equinox as eqx
@@ -41,8 +42,9 @@ class Conv(eqx.Module):
         self.padding = padding
 
     def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h_out w_out c_out"]:
-        x = conv2d(x, self.kernel, stride=self.stride, padding=self.padding)
-        return x if self.bias is None else x + self.bias
+        kernel = self.kernel.astype(x.dtype)
+        x = conv2d(x, kernel, stride=self.stride, padding=self.padding)
+        return x if self.bias is None else x + self.bias.astype(x.dtype)
 
 
 class ConvTranspose(eqx.Module):
@@ -61,8 +63,9 @@ class ConvTranspose(eqx.Module):
 
     def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "2*h 2*w c_out"]:
         h, w, _ = x.shape
-        x = jnp.einsum("hwi,abio->hawbo", x, self.kernel[::-1, ::-1])
-        return x.reshape(2 * h, 2 * w, -1) + self.bias
+        kernel = self.kernel[::-1, ::-1].astype(x.dtype)
+        x = jnp.einsum("hwi,abio->hawbo", x, kernel)
+        return x.reshape(2 * h, 2 * w, -1) + self.bias.astype(x.dtype)
 
 
 class BatchNorm(eqx.nn.StatefulLayer):

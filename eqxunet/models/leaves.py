@@ -1,8 +1,9 @@
-"""Leaves of a model by dotted path, such as `encoder.stages[0][0].conv1.kernel`."""
+"""Arrays of a model and its state by dotted path, such as `encoder.stages.0.0.conv1.kernel`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,33 +12,67 @@ from jaxtyping import Array, PyTree, Shaped
 from ..errors import IntegrityError
 
 Tree = TypeVar("Tree", bound=PyTree)
+NewLeaves = Mapping[str, Shaped[Array | np.ndarray, "..."]]
 
 
-def named_leaves(tree: PyTree) -> dict[str, PyTree]:
-    """Returns every leaf by its dotted path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {dotted(path): leaf for path, leaf in leaves}
+def named_leaves(tree: PyTree) -> dict[str, Shaped[Array, "..."]]:
+    """Returns every array of a tree by its dotted path."""
+    return {path: leaf for path, leaf in _flatten(tree)[0] if eqx.is_array(leaf)}
 
 
-def replace_leaves(tree: Tree, new: Mapping[str, Shaped[Array | np.ndarray, "..."]]) -> Tree:
-    """Returns the tree with the named leaves replaced, and all others as they were.
+def named_state(model: eqx.Module, state: eqx.nn.State) -> dict[str, Shaped[Array, "..."]]:
+    """Returns every array of a model's state by the dotted path of the layer that owns it."""
+    return {
+        f"{owner}.{name}": leaf
+        for owner, index in _state_indices(model).items()
+        for name, leaf in named_leaves(state.get(index)).items()
+    }
 
-    Raises IntegrityError, listing every name that the tree lacks and every leaf whose shape or
+
+def replace_leaves(tree: Tree, new: NewLeaves) -> Tree:
+    """Returns the tree with the named arrays replaced, and all other leaves as they were.
+
+    Raises IntegrityError, listing every name that the tree lacks and every array whose shape or
     dtype differs.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    old = {dotted(path): leaf for path, leaf in leaves}
-    wrong = [f"{name}: not in the model" for name in new if name not in old]
+    old = named_leaves(tree)
+    wrong = [f"{name} is not in the model" for name in new if name not in old]
     for name in old.keys() & new.keys():
         want, got = (f"{leaf.dtype}{list(leaf.shape)}" for leaf in (old[name], new[name]))
         if want != got:
-            wrong.append(f"{name}: the model has {want}, given {got}")
+            wrong.append(f"{name} is {got} where the model has {want}")
     if wrong:
-        raise IntegrityError("These leaves do not fit: " + "; ".join(sorted(wrong)))
-    merged = old | {name: jnp.asarray(leaf) for name, leaf in new.items()}
-    return jax.tree_util.tree_unflatten(treedef, list(merged.values()))
+        raise IntegrityError("Leaves do not fit: " + "; ".join(sorted(wrong)))
+    leaves, treedef = _flatten(tree)
+    merged = [jnp.asarray(new[path]) if path in new else leaf for path, leaf in leaves]
+    return jax.tree_util.tree_unflatten(treedef, merged)
 
 
-def dotted(path: tuple) -> str:
-    """Returns the dotted form of a key path of `jax.tree_util`."""
-    return jax.tree_util.keystr(path).removeprefix(".")
+def replace_state(model: eqx.Module, state: eqx.nn.State, new: NewLeaves) -> eqx.nn.State:
+    """Returns the state with the named arrays replaced; names and errors as above."""
+    owned = {}
+    for owner, index in _state_indices(model).items():
+        owned[owner] = state.get(index)
+    owned = replace_leaves(owned, new)
+    for owner, index in _state_indices(model).items():
+        state = state.set(index, owned[owner])
+    return state
+
+
+def select(arrays: NewLeaves, prefix: str) -> NewLeaves:
+    """Returns the arrays whose names start with `prefix` and a dot, without both."""
+    prefix += "."
+    return {
+        name.removeprefix(prefix): leaf for name, leaf in arrays.items() if name.startswith(prefix)
+    }
+
+
+def _state_indices(model: eqx.Module) -> dict[str, eqx.nn.StateIndex]:
+    leaves, _ = _flatten(model, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
+    return {path: leaf for path, leaf in leaves if isinstance(leaf, eqx.nn.StateIndex)}
+
+
+def _flatten(tree: PyTree, is_leaf=None):
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    dotted = [(jax.tree_util.keystr(p, simple=True, separator="."), leaf) for p, leaf in leaves]
+    return dotted, treedef

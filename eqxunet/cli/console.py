@@ -1,0 +1,87 @@
+"""The terminal: consoles, progress bars, and what several commands say."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from ..data.cache import Arrays
+    from ..data.source import Split
+    from ..runs import RunConfig
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(
+    description: str, *, unit: str = "items"
+) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows a bar while work goes on; yields what to call with how much of how much is done.
+
+    Arguments:
+
+    - `unit`: `"items"` or `"bytes"`.
+    """
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def steps_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+    """Shows a bar of training steps; yields what to call with the steps done and a text."""
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("compiling", total=total, completed=done)
+        yield lambda step, text: progress.update(task, completed=step, description=text)
+
+
+def load(config: "RunConfig", split: "Split") -> "Arrays":
+    """Loads a split as a run's configuration says, with a bar while it is decoded."""
+    from ..data.cache import load_split
+
+    with progress_bar(f"decoding {split} images") as progress:
+        return load_split(
+            config.data,
+            split,
+            size=config.model.size,
+            data_dir=Path(config.data_dir),
+            seed=config.train.seed,
+            limit=config.limit,
+            progress=progress,
+        )
+
+
+def warn_of_damage(damaged: Sequence[str]) -> None:
+    """Says which checkpoints were passed over."""
+    for text in damaged:
+        errors.print(f"[yellow]warning:[/] a damaged checkpoint was passed over: {escape(text)}")
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,102 @@
+"""`data`: prepare the official dataset, check a folder, show examples."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..config import DATA_DIR, Split
+from ..errors import InputError
+from .console import console, errors, progress_bar, shown
+
+data_app = typer.Typer(no_args_is_help=True, help="Prepares, checks and shows datasets.")
+
+
+@data_app.command()
+def prepare(
+    archives: Annotated[
+        Path | None,
+        typer.Option(help="Folder with images.tar.gz and annotations.tar.gz, fetched by hand."),
+    ] = None,
+    data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps its datasets.")] = DATA_DIR,
+) -> None:
+    """Downloads Oxford-IIIT Pet, or takes its archives, and prepares it for training."""
+    from ..data import oxford
+
+    with progress_bar("preparing oxford_iiit_pet", unit="bytes") as progress:
+        oxford.prepare(data_dir.expanduser(), archives=archives, progress=progress)
+    console.print(f"oxford_iiit_pet is ready in {shown(data_dir.expanduser())}")
+
+
+@data_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder in Oxford or plain layout.")],
+) -> None:
+    """Decodes every image and mask of a folder, and names all that cannot be used."""
+    from ..data.decoding import map_examples, read_pair
+    from ..data.folder import scan_folder
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder")
+    table = Table("split", "examples", "unusable")
+    count = 0
+    for split, source in scan_folder(folder).items():
+        bad = 0
+        with progress_bar(f"checking {split}") as progress:
+            # Only sizes are kept, not the pixels.
+            pairs = map_examples(lambda example: read_pair(example)[1].shape, source)
+            for done, found in enumerate(pairs, start=1):
+                if isinstance(found, InputError):
+                    errors.print(str(found), markup=False)
+                    bad += 1
+                progress(done, len(source))
+        table.add_row(split, str(len(source)), str(bad))
+        count += bad
+    console.print(table)
+    if count:
+        raise InputError(f"{folder}: {count} examples cannot be used; replace or remove them")
+
+
+@data_app.command()
+def show(
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    data: Annotated[
+        str, typer.Option(help="oxford_iiit_pet, synthetic, or a folder.")
+    ] = "oxford_iiit_pet",
+    data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = DATA_DIR,
+    split: Annotated[Split, typer.Option(help="Which images.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 25,
+    size: Annotated[int, typer.Option(min=1, help="Pixels a side of each.")] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    augment: Annotated[bool, typer.Option(help="As training sees them, at random.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the file.")] = False,
+) -> None:
+    """Draws a contact sheet of images with the outlines of their trimaps."""
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists; name another file, or add --overwrite")
+    if out.suffix.lower() != ".png":
+        raise InputError(f"{out}: give it a name that ends in .png")
+
+    import numpy as np
+    from PIL import Image
+
+    from ..data.decoding import read_pair, resize_pair
+    from ..data.sheet import contact_sheet
+    from ..data.source import open_source
+
+    source = open_source(data, split, data_dir=data_dir, seed=seed, limit=count)
+    pairs = [resize_pair(*read_pair(source[i]), size) for i in range(len(source))]
+    images, trimaps = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+    if augment:
+        import jax
+
+        from ..data import augment as augmentation
+
+        keys = jax.random.split(jax.random.key(seed), len(images))
+        changed = jax.vmap(lambda image, trimap, key: augmentation.augment(image, trimap, key=key))
+        bright, moved = jax.jit(changed)(images, trimaps, keys)
+        images, trimaps = (np.asarray(bright) * 255).astype(np.uint8), np.asarray(moved)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(contact_sheet(images, trimaps)).save(out)
+    console.print(f"{len(images)} {split} examples of {data} in {shown(out)}")

@@ -1,0 +1,127 @@
+"""`eval`: a run's best checkpoint, scored on a split."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ..config import Split
+from .console import console, load, progress_bar, shown, warn_of_damage
+
+if TYPE_CHECKING:
+    from ..data.cache import Arrays
+    from ..evaluation import Scores
+    from ..runs import Run
+
+_PICTURED = 8
+
+
+def evaluate(
+    run: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/latest"),
+    data: Annotated[
+        str | None, typer.Option(help="By default what the run was trained on.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which images.")] = "test",
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability that counts as foreground.")
+    ] = 0.5,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="By default eval/SPLIT in the run directory.")
+    ] = None,
+) -> None:
+    """Scores a run's best checkpoint: IoU and Dice, per image and pooled, by border policy."""
+    from .. import evaluation
+    from ..runs import load_run
+
+    loaded = load_run(run)
+    warn_of_damage(loaded.damaged)
+    changes = {"data": data, "data_dir": data_dir and str(data_dir), "limit": limit}
+    config = dataclasses.replace(loaded.config, **{k: v for k, v in changes.items() if v})
+    arrays = load(config, split)
+    with progress_bar(f"scoring {split} images") as progress:
+        scores = evaluation.evaluate(
+            loaded.model,
+            loaded.state,
+            arrays,
+            threshold=threshold,
+            border=config.train.border,
+            progress=progress,
+        )
+    metrics = {
+        "run": loaded.directory.name,
+        "step": loaded.step,
+        "encoder": config.model.encoder,
+        "weights": config.weights,
+        "data": config.data,
+        "split": split,
+        "size": config.model.size,
+        **evaluation.summarise(scores),
+    }
+    out = out or loaded.directory / "eval" / split
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    rows = evaluation.per_image(scores)
+    with (out / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    _draw(loaded, arrays, scores, out / "examples.png")
+    _print(metrics)
+    console.print(f"written: metrics.json, per_image.csv and examples.png in {shown(out)}")
+
+
+def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
+    """Pictures examples from the worst to the best, evenly spaced by rank."""
+    import jax
+    import numpy as np
+
+    from ..data.augment import to_float
+    from ..evaluation import forward
+    from ..report import save_predictions
+
+    iou = scores.counts[scores.border].iou
+    ranks = np.linspace(0, len(arrays) - 1, min(_PICTURED, len(arrays))).round().astype(int)
+    chosen = np.argsort(iou, kind="stable")[ranks]
+    logits = forward(run.model, run.state, to_float(jax.numpy.asarray(arrays.images[chosen])))
+    save_predictions(
+        arrays.images[chosen],
+        arrays.trimaps[chosen],
+        np.asarray(jax.nn.sigmoid(logits)),
+        [f"{arrays.names[i]}\nIoU {iou[i]:.2f}" for i in chosen],
+        path,
+        threshold=scores.threshold,
+    )
+
+
+def _print(metrics: dict[str, Any]) -> None:
+    table = Table(
+        "border counted as",
+        "IoU, mean of images [95%]",
+        "Dice, mean of images [95%]",
+        "pooled IoU",
+        "pooled Dice",
+        "accuracy",
+        title=f"{metrics['encoder']} on {metrics['count']} {metrics['split']} images of "
+        f"{metrics['data']}, {metrics['size']} x {metrics['size']}, "
+        f"threshold {metrics['threshold']}, step {metrics['step']}",
+    )
+    for border, scores in metrics["by_border"].items():
+        cells = [_interval(scores[name]) for name in ("iou", "dice")]
+        cells += [f"{scores['pooled'][name]:.4f}" for name in ("iou", "dice", "accuracy")]
+        style = "bold" if border == metrics["border"] else None
+        table.add_row("not counted" if border == "ignore" else border, *cells, style=style)
+    console.print(table)
+
+
+def _interval(score: dict[str, Any]) -> str:
+    interval = score["ci95"]
+    ends = f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
+    return f"{score['mean']:.4f}" + ends.replace("[", r"\[")

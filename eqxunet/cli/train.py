@@ -1,0 +1,189 @@
+"""`train`: data, model and weights into a run directory, epoch after epoch."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..config import DATA_DIR, Border, Encoder, ModelConfig, Precision, Schedule, TrainConfig
+from ..errors import InputError
+from .console import console, load, shown, warn_of_damage
+
+if TYPE_CHECKING:
+    from ..models import AbstractUNet
+    from ..runs import RunConfig
+
+
+def train(
+    context: typer.Context,
+    encoder: Annotated[Encoder, typer.Option(help="Architecture.")] = ModelConfig.encoder,
+    data: Annotated[
+        str, typer.Option(help="oxford_iiit_pet, synthetic, or a folder.")
+    ] = "oxford_iiit_pet",
+    data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = DATA_DIR,
+    weights: Annotated[
+        str, typer.Option(help="Of the resnet10 encoder: auto, random, or a file.")
+    ] = "auto",
+    size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = ModelConfig.size,
+    batch_size: Annotated[int, typer.Option(min=1)] = TrainConfig.batch_size,
+    epochs: Annotated[int, typer.Option(min=1)] = TrainConfig.epochs,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many steps, instead of --epochs.")
+    ] = TrainConfig.steps,
+    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = TrainConfig.lr,
+    schedule: Annotated[
+        Schedule, typer.Option(help="cosine warms up first.")
+    ] = TrainConfig.schedule,
+    weight_decay: Annotated[float, typer.Option(min=0)] = TrainConfig.weight_decay,
+    clip_norm: Annotated[
+        float | None, typer.Option(min=0, help="Largest norm of the gradient.")
+    ] = TrainConfig.clip_norm,
+    freeze_encoder: Annotated[
+        bool, typer.Option(help="Train the resnet10 model's decoder only.")
+    ] = TrainConfig.freeze_encoder,
+    encoder_lr_scale: Annotated[
+        float, typer.Option(min=0, help="Factor on the encoder's learning rate.")
+    ] = TrainConfig.encoder_lr_scale,
+    augment: Annotated[bool, typer.Option(help="Flip, crop, recolour.")] = TrainConfig.augment,
+    border: Annotated[
+        Border, typer.Option(help="What the trimap's border counts as.")
+    ] = TrainConfig.border,
+    precision: Annotated[Precision, typer.Option(help="Of computing.")] = TrainConfig.precision,
+    seed: Annotated[int, typer.Option(min=0)] = TrainConfig.seed,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many examples of each split.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
+    ] = TrainConfig.patience,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory; by default a new one in runs/.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with --run, or the latest run.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Delete what --run holds.")] = False,
+) -> None:
+    """Trains a model and keeps its latest and best checkpoints."""
+    from ..runs import RUNS, RunConfig, locked, new_directory, point_latest
+
+    options = context.params
+    if encoder == "scratch":
+        for name in ("weights", "encoder_lr_scale"):
+            if _given(context, name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for --encoder resnet10; leave it out"
+                )
+    config = RunConfig(
+        ModelConfig(encoder=encoder, size=size),
+        TrainConfig(
+            **{f.name: options[f.name] for f in dataclasses.fields(TrainConfig) if f.name in options}
+        ),
+        data=data,
+        data_dir=str(data_dir),
+        limit=limit,
+        weights=None if encoder == "scratch" else {"source": weights},
+    )
+    directory = run or (RUNS / "latest" if resume else new_directory(encoder))
+    if resume:
+        config = _as_before(context, RunConfig.read(directory))
+    elif (directory / "config.json").exists() and not overwrite:
+        raise InputError(
+            f"{directory} holds a run already: --resume goes on with it, --overwrite deletes it"
+        )
+    directory = directory.resolve()
+    with locked(directory):
+        if overwrite and not resume:
+            _clear(directory)
+        point_latest(directory)
+        _train(config, directory, resume)
+
+
+def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
+    import jax
+
+    from ..checkpoint import open_checkpoints, restore
+    from ..data.batches import steps_per_epoch
+    from ..models import build
+    from ..runs import keep_metrics_until
+    from ..training import from_arrays, initialise
+    from .loop import train_loop
+
+    train_split, val_split = (load(config, split) for split in ("train", "val"))
+    epoch_steps = steps_per_epoch(train_split, config.train.batch_size)
+    total_steps = config.train.steps or config.train.epochs * epoch_steps
+    model, state = build(config.model, key=jax.random.key(config.train.seed))
+    if not resume:
+        model, config = _with_weights(model, config)
+        config.write(directory)
+    fixed, train_state = initialise(model, state, config.train, total_steps)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
+    console.print(
+        f"{config.model.encoder} U-Net, {trained:,} trained parameters, on {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}; {len(train_split)} training and {len(val_split)} "
+        f"validation images at {config.model.size} x {config.model.size} pixels"
+    )
+    with open_checkpoints(directory / "checkpoints") as checkpoints:
+        records = []
+        if resume:
+            restored = restore(checkpoints)
+            if restored is None:
+                raise InputError(f"{directory}: no checkpoint to resume from; use --overwrite")
+            warn_of_damage(restored.damaged)
+            fixed, train_state = from_arrays(fixed, train_state, restored.arrays)
+            records = keep_metrics_until(directory, restored.step)
+            console.print(f"resuming after step {restored.step} of {total_steps}")
+        train_loop(
+            fixed,
+            train_state,
+            train_split,
+            val_split,
+            directory,
+            checkpoints,
+            records,
+            epoch_steps=epoch_steps,
+            total_steps=total_steps,
+        )
+    console.print(f"run: {shown(directory)}; score it on the test split with `eval`")
+
+
+def _with_weights(
+    model: "AbstractUNet", config: "RunConfig"
+) -> tuple["AbstractUNet", "RunConfig"]:
+    if config.weights is None:
+        return model, config
+    source = config.weights["source"]
+    if source == "random":
+        console.print("[yellow]the encoder's weights are random[/] (--weights random)")
+        return model, config
+    raise NotImplementedError
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _as_before(context: typer.Context, before: "RunConfig") -> "RunConfig":
+    """Returns the configuration of the run to resume, if no option says otherwise."""
+    old = dataclasses.asdict(before)
+    flat = old["model"] | old["train"] | {n: old[n] for n in ("data", "data_dir", "limit")}
+    flat["weights"] = before.weights and before.weights["source"]
+    differences = [
+        f"--{name.replace('_', '-')} {context.params[name]} (was {value})"
+        for name, value in flat.items()
+        if name in context.params and _given(context, name) and context.params[name] != value
+    ]
+    if differences:
+        raise InputError(
+            f"a resumed run keeps its options, but these differ: {', '.join(differences)}; leave "
+            "them out, or start another run"
+        )
+    return before
+
+
+def _clear(directory: Path) -> None:
+    for name in ("checkpoints", "eval"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in ("config.json", "metrics.jsonl", "curves.png", "predictions.png"):
+        (directory / name).unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""Batches of a decoded split: shuffled without end for training, in order for evaluation."""
+
+import functools
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from ..errors import InputError
+from .cache import Arrays
+
+
+class Batch(NamedTuple):
+    """Images in RGB and their trimaps."""
+
+    images: UInt8[np.ndarray, "b h w 3"]
+    trimaps: UInt8[np.ndarray, "b h w"]
+
+
+def steps_per_epoch(arrays: Arrays, batch_size: int) -> int:
+    """How many whole batches the split has.
+
+    Raises: `InputError` where it has none.
+    """
+    if batch_size < 1:
+        raise InputError(f"the batch size must be at least 1, not {batch_size}")
+    if len(arrays) < batch_size:
+        raise InputError(
+            f"{len(arrays)} training images do not fill a batch of {batch_size}; "
+            f"set --batch-size {len(arrays)} or lower, or add images"
+        )
+    return len(arrays) // batch_size
+
+
+def batches(arrays: Arrays, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Yields the batches of steps `start`, `start + 1`, ... without end.
+
+    Every epoch is a new permutation whose last, incomplete batch is dropped. A step's batch
+    depends on `seed` and the step alone, so a run that resumes at `start` sees the same bytes.
+
+    Raises: `InputError` where the images don't fill one batch.
+    """
+    steps = steps_per_epoch(arrays, batch_size)
+
+    def batch(step: int) -> Batch:
+        epoch, position = divmod(step, steps)
+        order = _order(len(arrays), seed, epoch)
+        return _gather(arrays, order[position * batch_size : (position + 1) * batch_size])
+
+    # Grain's default reads 500 elements ahead, here batches: gigabytes.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return iter(grain.MapDataset.range(start, sys.maxsize).map(batch).to_iter_dataset(options))
+
+
+def padded_batches(arrays: Arrays, batch_size: int) -> Iterator[tuple[Batch, int]]:
+    """Yields all examples in order, with how many of each batch are real.
+
+    The last batch repeats its last example up to `batch_size`, for one compiled shape.
+    """
+    for start in range(0, len(arrays), batch_size):
+        index = np.arange(start, start + batch_size)
+        count = min(batch_size, len(arrays) - start)
+        yield _gather(arrays, np.minimum(index, len(arrays) - 1)), count
+
+
+def _gather(arrays: Arrays, index: Int[np.ndarray, " b"]) -> Batch:
+    return Batch(arrays.images[index], arrays.trimaps[index])
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> Int[np.ndarray, " {count}"]:
+    """A permutation of the examples, the same with every version of NumPy.
+
+    Grain's own shuffle takes 0.2 ms an index for small sets: it draws from 65,536 until one fits.
+    """
+    return np.argsort(np.random.Philox(key=(seed, epoch)).random_raw(count), kind="stable")

@@ -1,0 +1,170 @@
+"""Every example of a split decoded once, at training size, into files that are mapped to memory.
+
+The key of a cache holds all that its pixels depend on: the source, the size, the code that draws
+and decodes, and the versions of the libraries it uses. Masks stay trimaps, so one cache serves
+every border policy.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from filelock import FileLock
+from jaxtyping import UInt8
+
+from ..errors import InputError, UnavailableError
+from .decoding import map_examples, read_pair, resize_pair
+from .source import DATA_DIR, Progress, Source, Split, open_source
+
+_CODE = ("decoding.py", "pets.py", "synthetic.py")
+_FILES = ("images.npy", "trimaps.npy")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A decoded split, mapped to memory; read-only.
+
+    Arguments:
+
+    - `images`: RGB.
+    - `trimaps`: 1 = pet, 2 = background, 3 = border.
+    - `names`: a name an example, in the source's order.
+    """
+
+    images: UInt8[np.ndarray, "n size size 3"]
+    trimaps: UInt8[np.ndarray, "n size size"]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def load_split(
+    data: str,
+    split: Split,
+    *,
+    size: int,
+    data_dir: Path = DATA_DIR,
+    cache_dir: Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Arrays:
+    """Loads one split at `size` x `size` pixels, from the cache where it was decoded before.
+
+    Arguments:
+
+    - `data`, `split`, `data_dir`, `seed`, `limit`: as in `open_source`.
+    - `cache_dir`: where caches are kept; by default the user's cache folder.
+    - `progress`: called while decoding with how many of how many examples are done.
+
+    Raises: `InputError` that lists every example that cannot be decoded; `UnavailableError`
+    where the cache cannot be written.
+    """
+    if size < 1:
+        raise InputError(f"the size must be at least 1 pixel, not {size}")
+    source = open_source(data, split, data_dir=data_dir, seed=seed, limit=limit)
+    return decode_all(source, size=size, cache_dir=cache_dir, progress=progress)
+
+
+def decode_all(
+    source: Source, *, size: int, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Arrays:
+    """Decodes a source into the cache, or finds it there; arguments as in `load_split`."""
+    cache_dir = cache_dir or default_cache_dir()
+    key = _key(source, size)
+    folder = cache_dir / key
+    if arrays := _read(folder):
+        return arrays
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        # A second process waits here, and then finds what the first has made.
+        with FileLock(cache_dir / f"{key}.lock"):
+            if arrays := _read(folder):
+                return arrays
+            partial = cache_dir / f"{key}.partial"
+            for leftover in (partial, folder):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir()
+            try:
+                _write(source, size, partial, progress)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{cache_dir}: the cache of decoded images cannot be written ({error}); "
+            "free space there, or set XDG_CACHE_HOME to another folder"
+        ) from error
+    arrays = _read(folder)
+    if arrays is None:
+        raise UnavailableError(f"{folder}: does not hold what was written to it; check the disk")
+    return arrays
+
+
+def default_cache_dir() -> Path:
+    """`eqxunet/data` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxunet" / "data"
+
+
+def _key(source: Source, size: int) -> str:
+    digest = hashlib.sha256()
+    for part in (source.identity, str(size), PIL.__version__, np.__version__):
+        digest.update(part.encode() + b"\0")
+    for name in _CODE:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _write(source: Source, size: int, folder: Path, progress: Progress | None) -> None:
+    shapes = [(len(source), size, size, 3), (len(source), size, size)]
+    sums = [0, 0]
+    errors: list[str] = []
+    # Plain writes, since a full disk kills a process that writes to mapped memory.
+    with (folder / _FILES[0]).open("wb") as images, (folder / _FILES[1]).open("wb") as trimaps:
+        files = (images, trimaps)
+        for file, shape in zip(files, shapes, strict=True):
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        pairs = map_examples(lambda example: resize_pair(*read_pair(example), size), source)
+        for done, pair in enumerate(pairs, start=1):
+            if isinstance(pair, InputError):
+                errors.append(str(pair))
+            elif not errors:
+                for i, (file, array) in enumerate(zip(files, pair, strict=True)):
+                    content = array.tobytes()
+                    file.write(content)
+                    sums[i] = zlib.crc32(content, sums[i])
+            if progress is not None:
+                progress(done, len(source))
+    if errors:
+        more = [f"and {len(errors) - 10} more"] if len(errors) > 10 else []
+        what = f"{len(errors)} of {len(source)} examples cannot be used:"
+        raise InputError("\n".join([what, *errors[:10], *more]))
+    names = [source[i].name for i in range(len(source))]
+    (folder / "index.json").write_text(json.dumps({"names": names, "crc32": sums}))
+
+
+def _read(folder: Path) -> Arrays | None:
+    """Maps a cache to memory; none where it is absent, incomplete or damaged."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        images, trimaps = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _FILES)
+        if [_crc32(images), _crc32(trimaps)] != index["crc32"]:
+            return None
+        return Arrays(images, trimaps, tuple(index["names"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
+    value = 0
+    for part in array:
+        value = zlib.crc32(part, value)
+    return value

@@ -1,0 +1,187 @@
+"""A folder of images and masks as a source, in the layout of Oxford-IIIT Pet or a plain one.
+
+Oxford: `images/`, `annotations/trimaps/`, and the lists `annotations/trainval.txt` and
+`annotations/test.txt` (`name class species breed` a line, `#` starts a comment). Plain: `images/`
+and `masks/` with the same stems, and optionally `train.txt`, `val.txt` and `test.txt` with a stem
+a line; without them a hash of the stem decides.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from ..errors import InputError
+from .source import Example, Split, listed
+
+SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+"""What counts as an image while listing a folder; decoding looks at the content only."""
+
+_OXFORD_FIELDS = re.compile(r"(\s+\d+){3}$")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Pairs of image and mask files; `open_folder` finds them.
+
+    Arguments:
+
+    - `names`: a stem each.
+    - `images`, `masks`: a file each.
+    - `labels`: what the masks hold, see `Example`.
+    """
+
+    names: tuple[str, ...]
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    labels: Literal["trimap", "binary"]
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of every file's name, size and time of change."""
+        digest = hashlib.sha256(self.labels.encode())
+        for path in (path for pair in zip(self.images, self.masks, strict=True) for path in pair):
+            status = path.stat()
+            digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
+        return f"folder {digest.hexdigest()}"
+
+    def first(self, count: int | None) -> "FolderSource":
+        """The first so many pairs, or all of them."""
+        return FolderSource(
+            self.names[:count], self.images[:count], self.masks[:count], self.labels
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int, /) -> Example:
+        image, mask = self.images[index], self.masks[index]
+        try:
+            encoded = image.read_bytes(), mask.read_bytes()
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        return Example(*encoded, self.names[index], self.labels, (str(image), str(mask)))
+
+
+def open_folder(root: Path, split: Split, *, limit: int | None = None) -> FolderSource:
+    """Finds the pairs of one split, after checking the whole folder without decoding anything.
+
+    Raises: what `scan_folder` raises, and `InputError` where the split is empty.
+    """
+    source = scan_folder(root)[split]
+    if not len(source):
+        raise InputError(
+            f"{root}: no image belongs to its {split} split; add images, or lists of names"
+        )
+    return source.first(limit)
+
+
+def scan_folder(root: Path) -> dict[Split, FolderSource]:
+    """Finds the pairs of all splits, some of which may be empty.
+
+    Raises: `InputError` that lists duplicate stems, images without masks, names in a list
+    without an image, and links that lead out of `root`.
+    """
+    root = root.resolve()
+    is_oxford = (root / "annotations" / "trimaps").is_dir()
+    mask_folder = root / "annotations" / "trimaps" if is_oxford else root / "masks"
+    images = _files_by_stem(root, root / "images")
+    masks = _files_by_stem(root, mask_folder)
+    splits = _oxford_splits(root) if is_oxford else _plain_splits(root, images)
+    wanted = {name for names in splits.values() for name in names}
+    if absent := sorted(wanted - images.keys()):
+        raise InputError(
+            f"{root}: its lists name images that are not there: {listed(absent)}; "
+            "add the images, or take the names off the lists"
+        )
+    if absent := sorted(wanted - masks.keys()):
+        raise InputError(f"{mask_folder}: no mask for {listed(absent)}; add them as NAME.png")
+    return {
+        split: FolderSource(
+            tuple(names),
+            tuple(images[name] for name in names),
+            tuple(masks[name] for name in names),
+            "trimap" if is_oxford else "binary",
+        )
+        for split, names in splits.items()
+    }
+
+
+def _files_by_stem(root: Path, folder: Path) -> dict[str, Path]:
+    """Image files by stem, in Unicode's composed form: archives made on macOS decompose names."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; expected images/ with masks/ or annotations/trimaps/"
+        )
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
+    ]
+    if outside := [path.name for path in [folder, *paths] if not _is_inside(root, path)]:
+        raise InputError(
+            f"{folder}: links that lead out of {root} or nowhere: {listed(outside)}; "
+            "copy the files instead"
+        )
+    stems = [_composed(path.stem) for path in paths]
+    if repeated := [stem for stem, count in Counter(stems).items() if count > 1]:
+        raise InputError(f"{folder}: several files for one stem: {listed(repeated)}; keep one each")
+    if not paths:
+        raise InputError(f"{folder}: no image in it")
+    return dict(zip(stems, paths, strict=True))
+
+
+def _is_inside(root: Path, path: Path) -> bool:
+    if not path.is_symlink():
+        return True
+    try:
+        return path.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # a dangling link, or a loop
+        return False
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _oxford_splits(root: Path) -> dict[Split, list[str]]:
+    trainval = _read_list(root / "annotations" / "trainval.txt")
+    return {
+        "train": [name for i, name in enumerate(sorted(trainval)) if i % 10],
+        "val": sorted(trainval)[::10],
+        "test": _read_list(root / "annotations" / "test.txt"),
+    }
+
+
+def _plain_splits(root: Path, images: dict[str, Path]) -> dict[Split, list[str]]:
+    splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
+    paths = {split: root / f"{split}.txt" for split in splits}
+    if any(path.exists() for path in paths.values()):
+        return {s: _read_list(path) if path.exists() else [] for s, path in paths.items()}
+    for name in sorted(images):
+        bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 10
+        splits["train" if bucket < 8 else "val" if bucket == 8 else "test"].append(name)
+    return splits
+
+
+def _read_list(path: Path) -> list[str]:
+    """Reads a name a line. A name may hold spaces; Oxford's three numbers after it are cut off."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a list of names ({error})") from error
+    lines = [line.strip() for line in lines]
+    names = [
+        _composed(_OXFORD_FIELDS.sub("", line))
+        for line in lines
+        if line and not line.startswith("#")
+    ]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path}: names that stand in it more than once: {listed(repeated)}")
+    return names

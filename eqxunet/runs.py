@@ -1,0 +1,165 @@
+"""Run directories: configuration, metrics, checkpoints, and who may write to them."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+from filelock import FileLock, Timeout
+
+from . import __version__
+from .checkpoint import open_checkpoints, restore
+from .config import ModelConfig, TrainConfig
+from .errors import BusyError, InputError
+from .models import AbstractUNet, build
+from .models.leaves import replace_leaves, replace_state, select
+
+RUNS = Path("runs")
+_VERSIONED = ("jax", "equinox", "optax", "grain", "orbax-checkpoint", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that `config.json` holds and a run depends on.
+
+    - `data`, `data_dir`, `limit`: as the options of `eqxunet train`.
+    - `weights`: the encoder's weights: `{"source", "sha256", "known_release"}`.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    data: str
+    data_dir: str
+    limit: int | None
+    weights: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunConfig":
+        """Reads `config.json` of a run directory."""
+        path = directory / "config.json"
+        if not path.is_file():
+            raise InputError(
+                f"{directory}: not a run directory (no config.json); train one first with "
+                "`python cli.py train`, or name one with --run"
+            )
+        values = json.loads(path.read_text())
+        model = {name: _tuples(value) for name, value in values["model"].items()}
+        return cls(
+            ModelConfig(**model),
+            TrainConfig(**values["train"]),
+            **{name: values[name] for name in ("data", "data_dir", "limit", "weights")},
+        )
+
+    def write(self, directory: Path) -> None:
+        """Writes `config.json`, with the versions and the device beside the options."""
+        about = {
+            "versions": {"eqxunet": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in _VERSIONED},
+            "device": {
+                "platform": jax.default_backend(),
+                "kind": jax.devices()[0].device_kind,
+                "count": jax.device_count(),
+            },
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        text = json.dumps(dataclasses.asdict(self) | about, indent=2)
+        (directory / "config.json").write_text(text + "\n")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its best checkpoint, ready for inference."""
+
+    model: AbstractUNet
+    state: eqx.nn.State
+    config: RunConfig
+    step: int
+    directory: Path
+    damaged: list[str]
+
+
+def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
+    """Loads the best checkpoint of a run, with the model in inference mode.
+
+    Raises InputError where the directory holds no run, IntegrityError where every checkpoint is
+    damaged.
+    """
+    directory = Path(directory).resolve()
+    config = RunConfig.read(directory)
+    with open_checkpoints(directory / "checkpoints") as checkpoints:
+        restored = restore(checkpoints, "best")
+    if restored is None:
+        raise InputError(f"{directory}: no checkpoint yet; train it for at least one epoch")
+    model, state = build(config.model, key=jax.random.key(0))
+    model = replace_leaves(model, select(restored.arrays, "model"))
+    state = replace_state(model, state, select(restored.arrays, "state"))
+    model = eqx.nn.inference_mode(model)
+    return Run(model, state, config, restored.step, directory, restored.damaged)
+
+
+def append_metrics(directory: Path, record: Mapping[str, Any]) -> None:
+    """Adds a line to `metrics.jsonl`."""
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def keep_metrics_until(directory: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines of `metrics.jsonl` after `step`, which a resumed run writes anew.
+
+    Returns the lines that stay. One that a crash left incomplete is dropped too.
+    """
+    path = directory / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] <= step:
+            records.append(record)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+    temporary.replace(path)
+    return records
+
+
+def new_directory(encoder: str) -> Path:
+    """Names a directory for a new run by the time, such as `runs/20260131-120000-scratch`."""
+    return RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{encoder}"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds a run directory for this process; a dead process's lock counts for nothing.
+
+    Raises BusyError where another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", blocking=False):
+            yield
+    except Timeout as error:
+        raise BusyError(
+            f"{directory}: another process is training in it; wait for it, or name another --run"
+        ) from error
+
+
+def point_latest(directory: Path) -> None:
+    """Lets `latest`, beside the run, point to it."""
+    link = directory.parent / "latest"
+    temporary = link.with_name(f".latest-{os.getpid()}")
+    temporary.symlink_to(directory.name)
+    temporary.replace(link)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,181 @@
+"""Downloads that resume, retry, check and never leave half a file under the final name."""
+
+import hashlib
+import http.client
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+
+from ..errors import InputError, IntegrityError, UnavailableError
+
+Progress = Callable[[int, int | None], None]
+
+_CHUNK = 1 << 18
+_LOCK_SECONDS = 3600.0
+# Answers after which the same request can succeed; all others below 500 are final.
+_PASSING = {408, 425, 429}
+
+
+class _Transient(Exception):
+    """A failure after which it makes sense to try again."""
+
+
+def download(
+    url: str,
+    dest: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    progress: Progress | None = None,
+    timeout: float = 30.0,
+    retries: int = 3,
+    backoff: float = 1.0,
+) -> Path:
+    """Fetches a URL into a file that appears under its name only when complete and checked.
+
+    Bytes gather in `dest` + ".part", from which a later attempt resumes if `sha256` is there to
+    tell a mixture. Two at once: the second waits, and finds the file. A file that is already there
+    is kept if it fits.
+
+    Arguments:
+
+    - `url`: http, https or file.
+    - `sha256`, `size`: what the file must be, hexadecimal and in bytes.
+    - `progress`: called with the bytes so far and the total, if known.
+    - `timeout`: seconds without an answer before an attempt fails.
+    - `retries`: attempts after the first one; `backoff`: seconds before the first of them, doubled
+      each time.
+
+    Raises InputError if `dest` holds another file, IntegrityError if size or sha256 differ (the
+    .part is removed), UnavailableError if network or storage fail for good.
+    """
+    dest = Path(dest)
+    if urlsplit(url).scheme not in ("http", "https", "file"):
+        raise InputError(f"{url}: is no http, https or file URL.")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{dest}.lock", timeout=_LOCK_SECONDS):
+            if dest.exists():
+                if difference := _difference(dest, sha256, size):
+                    raise InputError(f"{dest}: exists and {difference}. Move it away first.")
+                return dest
+            part = dest.with_name(dest.name + ".part")
+            if sha256 is None:
+                part.unlink(missing_ok=True)
+            for attempt in range(retries + 1):
+                try:
+                    _fetch(url, part, size, progress, timeout)
+                    break
+                except _Transient as error:
+                    if attempt == retries:
+                        raise UnavailableError(
+                            f"{url}: {error} ({retries + 1} attempts). Try again later"
+                            f"{', it goes on from where it stopped' if sha256 else ''}."
+                        ) from error.__cause__
+                    time.sleep(backoff * 2**attempt)
+            if difference := _difference(part, sha256, size):
+                part.unlink()
+                raise IntegrityError(f"{url}: {difference}. Try again, or another URL.")
+            os.replace(part, dest)
+            return dest
+    except Timeout:
+        raise UnavailableError(f"{dest}: another process has been fetching it too long.") from None
+    except OSError as error:
+        raise UnavailableError(f"{dest}: cannot be written: {error.strerror or error}.") from error
+
+
+def _fetch(
+    url: str, part: Path, size: int | None, progress: Progress | None, timeout: float
+) -> None:
+    """Completes the .part file, or raises _Transient, or for good."""
+    start = part.stat().st_size if part.exists() else 0
+    if size is not None and start >= size:
+        if start == size:
+            return
+        part.unlink()
+        start = 0
+    request = urllib.request.Request(url, headers={"User-Agent": "eqxunet"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    response = _open(request, part, timeout)
+    with closing(response):
+        start, total = _extent(response, start)
+        if size is not None and total not in (None, size):
+            raise IntegrityError(f"{url}: has {total} bytes, not {size}. Check the URL.")
+        done = start
+        with open(part, "ab" if start else "wb") as file:
+            while chunk := _receive(response):
+                done += len(chunk)
+                if size is not None and done > size:
+                    part.unlink()
+                    raise IntegrityError(f"{url}: has more than {size} bytes. Check the URL.")
+                file.write(chunk)
+                if progress is not None:
+                    progress(done, total if total is not None else size)
+            file.flush()
+            os.fsync(file.fileno())
+    expected = total if total is not None else size
+    if expected is not None and done < expected:
+        raise _Transient(f"broke off after {done} of {expected} bytes")
+
+
+def _open(request: urllib.request.Request, part: Path, timeout: float):
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # the .part is no beginning of what is there now
+            part.unlink(missing_ok=True)
+            raise _Transient("cannot go on from where it stopped") from error
+        if error.code >= 500 or error.code in _PASSING:
+            raise _Transient(f"answers {error.code} {error.reason}") from error
+        raise UnavailableError(
+            f"{request.full_url}: answers {error.code} {error.reason}. Check the URL."
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if request.type == "file":
+            raise UnavailableError(f"{request.full_url}: cannot be read: {reason}.") from error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise UnavailableError(f"{request.full_url}: is not trusted: {reason}.") from error
+        raise _Transient(f"gives no answer: {reason}") from error
+
+
+def _extent(response, start: int) -> tuple[int, int | None]:
+    """Returns from which byte the answer starts and the total size, if it is said."""
+    length = response.headers.get("Content-Length", "")
+    if getattr(response, "status", None) == 206:
+        said = re.fullmatch(
+            r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+        )
+        if said is None or int(said[1]) != start:
+            raise _Transient("answers another range than asked")
+        return start, None if said[2] == "*" else int(said[2])
+    # 200, or a file: the whole from its first byte, whatever was asked.
+    return 0, int(length) if length.isascii() and length.isdigit() else None
+
+
+def _receive(response) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
+        raise _Transient(f"broke off: {error or type(error).__name__}") from error
+
+
+def _difference(file: Path, sha256: str | None, size: int | None) -> str:
+    """Returns how a file differs from what it must be, or nothing."""
+    got_size = file.stat().st_size
+    if size not in (None, got_size):
+        return f"has {got_size} bytes, not {size}"
+    with open(file, "rb") as opened:
+        got = hashlib.file_digest(opened, "sha256").hexdigest()
+    return f"has sha256 {got}, not {sha256}" if sha256 not in (None, got) else ""

@@ -1,0 +1,184 @@
+"""SERL's ResNet-10: what its weights must be, and how to read them (rail-berkeley/serl, MIT)."""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+from jaxtyping import Float32
+
+from ..errors import InputError, IntegrityError, UnavailableError
+from .pickle_machine import read_tree
+
+Arrays = dict[str, Float32[np.ndarray, "..."]]
+
+
+class Release(NamedTuple):
+    """A published file: where it is, its size in bytes and its sha256."""
+
+    url: str
+    size: int
+    sha256: str
+
+
+RELEASE = Release(
+    url="https://github.com/rail-berkeley/serl/releases/download/resnet10/resnet10_params.pkl",
+    size=21_677_915,
+    sha256="175745d43d30233eb01b5369465d1c24c11b8ee71ccb734cc1c1bca13e07f57b",
+)
+
+# Protocol 2 writes a byte as 1.5 on average, so that it makes 33 MB of the same arrays.
+MAX_BYTES = 2 * RELEASE.size
+
+WAY_OUT = "Get SERL's file with `eqxunet weights download`, or give another one."
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"conv_init/kernel": (7, 7, 3, 64)}
+
+    def add_norm(name: str, channels: int) -> None:
+        shapes[f"{name}/bias"] = shapes[f"{name}/scale"] = (channels,)
+
+    add_norm("norm_init", 64)
+    c_in = 64
+    for i, c in enumerate((64, 128, 256, 512)):
+        block = f"ResNetBlock_{i}"
+        shapes[f"{block}/Conv_0/kernel"] = (3, 3, c_in, c)
+        shapes[f"{block}/Conv_1/kernel"] = (3, 3, c, c)
+        add_norm(f"{block}/MyGroupNorm_0", c)
+        add_norm(f"{block}/MyGroupNorm_1", c)
+        if i > 0:
+            shapes[f"{block}/conv_proj/kernel"] = (1, 1, c_in, c)
+            add_norm(f"{block}/norm_proj", c)
+        c_in = c
+    shapes["output_head/kernel"] = (512, 1000)
+    shapes["output_head/bias"] = (1000,)
+    return shapes
+
+
+# Every array by its path in SERL's tree: 36 of the encoder, kernels HWIO, and ImageNet's head.
+SHAPES = _shapes()
+
+
+def read_serl(path: str | os.PathLike[str]) -> Arrays:
+    """Returns SERL's ResNet-10 weights by their path in SERL's tree, such as "conv_init/kernel".
+
+    Nothing in the file is executed and JAX is not needed.
+
+    Arguments:
+
+    - `path`: SERL's pickle, the same tree of plain NumPy arrays (pickle protocols 2 to 5), either
+      of them under a key "params", or the safetensors file that `convert` makes.
+
+    Raises IntegrityError unless the file holds exactly the 38 arrays of the release by name and
+    shape, as little-endian float32 with finite values.
+    """
+    return read(path)[1]
+
+
+def read(path: str | os.PathLike[str]) -> tuple[bytes, Arrays]:
+    """Returns a file's bytes and the arrays in them; see `read_serl`."""
+    data = read_bytes(path)
+    try:
+        return data, parse(data)
+    except IntegrityError as error:
+        raise IntegrityError(f"{path}: {error}.\n{WAY_OUT}") from None
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns a file's content, which later checks then share.
+
+    Raises InputError if it is no readable file, IntegrityError if it is far too large.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise IntegrityError(
+                    f"{path}: {size} bytes are too many; SERL's has {RELEASE.size}.\n{WAY_OUT}"
+                )
+            return file.read(size)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{path}: {error.strerror}. {WAY_OUT}") from None
+    except OSError as error:
+        raise UnavailableError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def parse(data: bytes) -> Arrays:
+    """Returns the arrays in the bytes of a file; see `read_serl`."""
+    if not data.startswith(b"\x80") and not is_safetensors(data):
+        raise IntegrityError(f"it is {kind(data)}")
+    return _parse_safetensors(data) if is_safetensors(data) else _parse_pickle(data)
+
+
+def is_safetensors(data: bytes) -> bool:
+    """Says whether the bytes start like a safetensors file with a header under 64 KiB.
+
+    No pickle does: it has no six bytes of zero from the third on.
+    """
+    return data[2:9] == b"\0\0\0\0\0\0{"
+
+
+def _parse_pickle(data: bytes) -> Arrays:
+    leaves = read_tree(data)
+    if all(name.startswith("params/") for name in leaves):
+        leaves = {name.removeprefix("params/"): leaf for name, leaf in leaves.items()}
+    _refuse_differences((name, leaf.shape, str(leaf.dtype)) for name, leaf in leaves.items())
+    try:
+        arrays = {name: leaf.array() for name, leaf in leaves.items()}
+    except ValueError as error:
+        raise IntegrityError(f"its text does not decode to an array: {error}") from None
+    return _native(arrays)
+
+
+def _parse_safetensors(data: bytes) -> Arrays:
+    try:
+        tensors = dict(safetensors.deserialize(data))
+    except safetensors.SafetensorError as error:
+        raise IntegrityError(f"it is a broken safetensors file: {error}") from None
+    _refuse_differences(
+        (name, tuple(t["shape"]), "<f4" if t["dtype"] == "F32" else t["dtype"])
+        for name, t in tensors.items()
+    )
+    return _native(
+        {name: np.frombuffer(t["data"], "<f4").reshape(t["shape"]) for name, t in tensors.items()}
+    )
+
+
+def _refuse_differences(found: Iterable[tuple[str, tuple[int, ...], str]]) -> None:
+    differences, missing = [], dict.fromkeys(SHAPES)
+    for name, shape, dtype in found:
+        missing.pop(name, None)
+        if name not in SHAPES:
+            differences.append(f"{ascii(name)[1:-1][:100]} is unknown")
+        elif (shape, dtype) != (SHAPES[name], "<f4"):
+            differences.append(f"{name} is {dtype}{list(shape)}, not <f4{list(SHAPES[name])}")
+    differences += [f"{name} is missing" for name in missing]
+    _refuse_list("it is not SERL's ResNet-10", differences)
+
+
+def _native(arrays: dict[str, np.ndarray]) -> Arrays:
+    _refuse_list(
+        "it holds NaN or infinity",
+        [name for name, array in arrays.items() if not np.isfinite(array).all()],
+    )
+    # Of use on big-endian machines only; elsewhere <f4 is float32 and nothing is copied.
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+
+
+def _refuse_list(what: str, items: list[str], limit: int = 2 * len(SHAPES)) -> None:
+    if items:
+        more = f"; and {len(items) - limit} more" if len(items) > limit else ""
+        raise IntegrityError(f"{what}: {'; '.join(items[:limit])}{more}")
+
+
+def kind(data: bytes) -> str:
+    start = data[:200].lstrip().lower()
+    if not data:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file that it stands for (`git lfs pull` gets that)"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not the file that it leads to"
+    return "a file"
