@@ -6,14 +6,18 @@ that its writer had shared. Given the release's arrays it writes the release's b
 
 import io
 import pickle
+import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from eqxunet.errors import IntegrityError
-from eqxunet.weights import SHAPES
+from eqxunet.weights import SHAPES, read_serl
 from eqxunet.weights.pickle_machine import Machine
 from eqxunet.weights.pickle_symbols import flatten
 
@@ -64,10 +68,12 @@ class Writer(pickle._Pickler):
     dispatch[Call] = save_call
 
 
-def dumps(tree: object, protocol: int = 4) -> bytes:
-    """Returns the pickle of a tree that may hold stand-ins."""
+def dumps(tree: object, protocol: int = 4, *, memo: bool = True) -> bytes:
+    """Returns the pickle of a tree that may hold stand-ins, or one without any use of the memo."""
     file = io.BytesIO()
-    Writer(file, protocol).dump(tree)
+    writer = Writer(file, protocol)
+    writer.fast = not memo
+    writer.dump(tree)
     return file.getvalue()
 
 
@@ -114,13 +120,6 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def release_bytes(leaves: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the file that SERL would have released with these arrays."""
-    return dumps(
-        nest({name: jax_array(leaf.shape, leaf.tobytes()) for name, leaf in leaves.items()})
-    )
-
-
 def random_leaves(seed: int = 0) -> Leaves:
     """Returns a full set of arrays that keep activations at a scale of one; scales vary in sign."""
     rng = np.random.default_rng(seed)
@@ -131,6 +130,63 @@ def random_leaves(seed: int = 0) -> Leaves:
         if name.endswith("scale"):
             leaves[name] += 1
     return leaves
+
+
+@cache
+def leaves() -> Leaves:
+    """The arrays of the files below."""
+    return random_leaves()
+
+
+def stand_ins(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the release's tree with some leaves replaced or added, or left out for None."""
+    given = {name: jax_array(leaf.shape, leaf.tobytes()) for name, leaf in leaves().items()}
+    given |= changes or {}
+    return nest({name: leaf for name, leaf in given.items() if leaf is not None})
+
+
+def release_bytes(changes: Leaves | None = None) -> bytes:
+    """Returns the file that SERL would have released with these arrays."""
+    changed = {
+        name: jax_array(leaf.shape, leaf.tobytes()) for name, leaf in (changes or {}).items()
+    }
+    return dumps(stand_ins(changed))
+
+
+@cache
+def genuine() -> bytes:
+    """A full-size file in the genuine format: 21.7 MB, of which 2.7 kB are not arrays."""
+    return release_bytes()
+
+
+def assert_same(got: Mapping[str, np.ndarray], want: Leaves) -> None:
+    """Fails unless the arrays are the same bit for bit, aligned and in C order."""
+    assert got.keys() == want.keys()
+    for name, leaf in want.items():
+        assert got[name].dtype == np.float32 and got[name].shape == leaf.shape, name
+        assert got[name].tobytes() == leaf.tobytes(), name
+        assert got[name].flags.aligned and got[name].flags.c_contiguous, name
+
+
+def refusal(folder: Path, data: bytes, *, megabytes: float = 50) -> str:
+    """Returns why `read_serl` refuses a file, after checking the form and the cost of that."""
+    path = folder / "given.pkl"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        start = time.perf_counter()
+        with pytest.raises(IntegrityError) as caught:
+            read_serl(path)
+        seconds = time.perf_counter() - start
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seconds < 1 and peak < megabytes * 1e6, (seconds, peak)
+    message = str(caught.value)
+    first, second = message.splitlines()
+    assert first.startswith(f"{path}: ") and "weights download" in second, message
+    assert first.isprintable() and second.isprintable(), message
+    return message
 
 
 def whole_leaves(data: bytes) -> Leaves:
@@ -146,7 +202,7 @@ def whole_leaves(data: bytes) -> Leaves:
     names, blocks = machine.stack[1::2], machine.stack[2::2]
     whole = zip(names, blocks, strict=False)
     tree = {name: block for name, block in whole if str(name).startswith("ResNetBlock") and block}
-    return {name: leaf.array() for name, leaf in flatten(tree).items()}
+    return {name: leaf.view() for name, leaf in flatten(tree).items()}
 
 
 def unpickle(data: bytes) -> Any:

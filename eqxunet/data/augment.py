@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-SCALE = (0.5, 1.25)
+SCALE = (0.6, 1.2)
 """Side of the crop over the image's; above 1 the image's edge pixels are repeated outwards."""
 ASPECT = 1.25
 BRIGHTNESS = 0.25

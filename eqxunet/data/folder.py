@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -35,27 +34,14 @@ class FolderSource:
     - `names`: a stem each.
     - `images`, `masks`: a file each.
     - `labels`: what the masks hold, see `Example`.
+    - `identity`: a digest of every file's name, size and time of change.
     """
 
     names: tuple[str, ...]
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
     labels: Literal["trimap", "binary"]
-
-    @cached_property
-    def identity(self) -> str:
-        """A digest of every file's name, size and time of change."""
-        digest = hashlib.sha256(self.labels.encode())
-        for path in (path for pair in zip(self.images, self.masks, strict=True) for path in pair):
-            status = path.stat()
-            digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
-        return f"folder {digest.hexdigest()}"
-
-    def first(self, count: int | None) -> "FolderSource":
-        """The first so many pairs, or all of them."""
-        return FolderSource(
-            self.names[:count], self.images[:count], self.masks[:count], self.labels
-        )
+    identity: str
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,15 +60,15 @@ def open_folder(root: Path, split: Split, *, limit: int | None = None) -> Folder
 
     Raises: what `scan_folder` raises, and `InputError` where the split is empty.
     """
-    source = scan_folder(root)[split]
+    source = scan_folder(root, limit=limit)[split]
     if not len(source):
         raise InputError(
             f"{root}: no image belongs to its {split} split; add images, or lists of names"
         )
-    return source.first(limit)
+    return source
 
 
-def scan_folder(root: Path) -> dict[Split, FolderSource]:
+def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSource]:
     """Finds the pairs of all splits, some of which may be empty.
 
     Raises: `InputError` that lists duplicate stems, images without masks, names in a list
@@ -102,15 +88,23 @@ def scan_folder(root: Path) -> dict[Split, FolderSource]:
         )
     if absent := sorted(wanted - masks.keys()):
         raise InputError(f"{mask_folder}: no mask for {listed(absent)}; add them as NAME.png")
-    return {
-        split: FolderSource(
-            tuple(names),
-            tuple(images[name] for name in names),
-            tuple(masks[name] for name in names),
-            "trimap" if is_oxford else "binary",
-        )
-        for split, names in splits.items()
-    }
+    labels = "trimap" if is_oxford else "binary"
+    sources: dict[Split, FolderSource] = {}
+    for split, names in splits.items():
+        first = names[:limit]
+        pictures = tuple(images[name] for name in first)
+        answers = tuple(masks[name] for name in first)
+        identity = _identity(labels, pictures + answers)
+        sources[split] = FolderSource(tuple(first), pictures, answers, labels, identity)
+    return sources
+
+
+def _identity(labels: str, files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256(labels.encode())
+    for path in files:
+        status = path.stat()
+        digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
+    return f"folder {digest.hexdigest()}"
 
 
 def _files_by_stem(root: Path, folder: Path) -> dict[str, Path]:
@@ -161,9 +155,13 @@ def _oxford_splits(root: Path) -> dict[Split, list[str]]:
 
 def _plain_splits(root: Path, images: dict[str, Path]) -> dict[Split, list[str]]:
     splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
-    paths = {split: root / f"{split}.txt" for split in splits}
-    if any(path.exists() for path in paths.values()):
-        return {s: _read_list(path) if path.exists() else [] for s, path in paths.items()}
+    lists: dict[Split, Path] = {
+        split: path for split in splits if (path := root / f"{split}.txt").exists()
+    }
+    if lists:
+        for split, path in lists.items():
+            splits[split] = _read_list(path)
+        return splits
     for name in sorted(images):
         bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 10
         splits["train" if bucket < 8 else "val" if bucket == 8 else "test"].append(name)

@@ -147,7 +147,7 @@ def _litter(rng: np.random.Generator, canvas: Picture, palette: list[Colour]) ->
         outline = centre + radius * np.stack([np.cos(turn), np.sin(turn)], -1)
         colour = palette[rng.integers(len(palette))]
         window, alpha = _cover(outline[None], h, w)
-        relief = 1 + 0.06 * _noise(rng, *alpha.shape, int(rng.integers(2, 12)))
+        relief = 1 + 0.06 * _noise(rng, len(alpha), alpha.shape[1], int(rng.integers(2, 12)))
         _blend(canvas[window], colour * (relief * _volume(alpha))[..., None], alpha)
 
 

@@ -1,7 +1,5 @@
 """SERL's ResNet-10 weights: fetched, verified, read and converted, without JAX."""
 
-from .convert import convert as convert
-from .download import download as download
 from .identity import Identity as Identity
 from .identity import identify as identify
 from .identity import verify as verify

@@ -1,11 +1,11 @@
 """SERL's pickle, once, to safetensors."""
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors.numpy import save
 
+from .. import __version__
 from ..errors import InputError, IntegrityError, UnavailableError
 from .identity import Identity, frame_of, identity_of
 from .serl import is_safetensors, read
@@ -27,7 +27,7 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Iden
     if is_safetensors(data):
         raise InputError(f"{source}: is safetensors already. Copy it instead.")
     identity = identity_of(data)
-    metadata = {"source_sha256": identity.sha256, "eqxunet_version": _version()}
+    metadata = {"source_sha256": identity.sha256, "eqxunet_version": __version__}
     if identity.known:
         metadata |= frame_of(data)
 
@@ -47,10 +47,3 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Iden
     finally:
         part.unlink(missing_ok=True)
     return identity
-
-
-def _version() -> str:
-    try:
-        return version("eqxunet")
-    except PackageNotFoundError:  # used from a source tree, without an installation
-        return "unknown"

@@ -7,6 +7,7 @@ states.
 
 import math
 import re
+from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from jaxtyping import Shaped
 
 MAX_DEPTH = 8
 MAX_DIMENSIONS = 8
+_PIECE = 1 << 16
 
 # Pairs, not "module.name": a dot in the name would be an attribute of an attribute.
 GLOBALS = {
@@ -59,9 +61,16 @@ class Payload:
         """Says whether `size` bytes can come out, without decoding."""
         return size <= len(self.raw) <= 2 * size if self.is_text else size == len(self.raw)
 
-    def decoded(self) -> memoryview | bytes:
+    def decoded(self) -> memoryview | bytearray:
         """Returns the bytes; raises UnicodeError if the text is no such one."""
-        return str(self.raw, "utf-8").encode("latin-1") if self.is_text else self.raw
+        if not self.is_text:
+            return self.raw
+        # In pieces: as a whole, the text would take as much memory again.
+        data, decoder = bytearray(), getincrementaldecoder("utf-8")()
+        for start in range(0, len(self.raw), _PIECE):
+            data += decoder.decode(self.raw[start : start + _PIECE]).encode("latin-1")
+        decoder.decode(b"", final=True)
+        return data
 
 
 @dataclass(eq=False)
@@ -84,11 +93,11 @@ class Leaf:
     payload: Payload | None = None
     order: Literal["C", "F"] = "C"
 
-    def array(self) -> Shaped[np.ndarray, "..."]:
-        """Returns a copy as a NumPy array; raises ValueError if the bytes do not fit after all."""
+    def view(self) -> Shaped[np.ndarray, "..."]:
+        """Returns the array, for reading; raises ValueError if the bytes do not fit after all."""
         assert self.payload is not None
         flat = np.frombuffer(self.payload.decoded(), np.dtype(str(self.dtype)))
-        return flat.reshape(self.shape, order=self.order).copy(order="C")
+        return flat.reshape(self.shape, order=self.order)
 
 
 def named_global(module: Any, name: Any) -> Global:

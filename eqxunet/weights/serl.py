@@ -28,8 +28,8 @@ RELEASE = Release(
     sha256="175745d43d30233eb01b5369465d1c24c11b8ee71ccb734cc1c1bca13e07f57b",
 )
 
-# Protocol 2 writes a byte as 1.5 on average, so that it makes 33 MB of the same arrays.
-MAX_BYTES = 2 * RELEASE.size
+# Protocol 2 makes 33 MB of the same arrays: half of all bytes take two.
+MAX_BYTES = 38_000_000
 
 WAY_OUT = "Get SERL's file with `eqxunet weights download`, or give another one."
 
@@ -89,8 +89,11 @@ def read(path: str | os.PathLike[str]) -> tuple[bytes, Arrays]:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Returns a file's content, which later checks then share.
 
-    Raises InputError if it is no readable file, IntegrityError if it is far too large.
+    Raises InputError if it is no file, IntegrityError if it is far too large, UnavailableError if
+    it cannot be read.
     """
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: is no file. {WAY_OUT}")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -99,8 +102,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
                     f"{path}: {size} bytes are too many; SERL's has {RELEASE.size}.\n{WAY_OUT}"
                 )
             return file.read(size)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{path}: {error.strerror}. {WAY_OUT}") from None
     except OSError as error:
         raise UnavailableError(f"{path}: cannot be read: {error.strerror}.") from error
 
@@ -108,7 +109,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def parse(data: bytes) -> Arrays:
     """Returns the arrays in the bytes of a file; see `read_serl`."""
     if not data.startswith(b"\x80") and not is_safetensors(data):
-        raise IntegrityError(f"it is {kind(data)}")
+        raise IntegrityError(f"it is {kind(data)}, not a pickle of protocol 2 to 5")
     return _parse_safetensors(data) if is_safetensors(data) else _parse_pickle(data)
 
 
@@ -126,10 +127,11 @@ def _parse_pickle(data: bytes) -> Arrays:
         leaves = {name.removeprefix("params/"): leaf for name, leaf in leaves.items()}
     _refuse_differences((name, leaf.shape, str(leaf.dtype)) for name, leaf in leaves.items())
     try:
-        arrays = {name: leaf.array() for name, leaf in leaves.items()}
+        _refuse_not_finite((name, leaf.view()) for name, leaf in leaves.items())
+        # Copied only now: refusing takes little memory, and what stays is aligned.
+        return {name: leaf.view().astype(np.float32, order="C") for name, leaf in leaves.items()}
     except ValueError as error:
         raise IntegrityError(f"its text does not decode to an array: {error}") from None
-    return _native(arrays)
 
 
 def _parse_safetensors(data: bytes) -> Arrays:
@@ -138,12 +140,16 @@ def _parse_safetensors(data: bytes) -> Arrays:
     except safetensors.SafetensorError as error:
         raise IntegrityError(f"it is a broken safetensors file: {error}") from None
     _refuse_differences(
-        (name, tuple(t["shape"]), "<f4" if t["dtype"] == "F32" else t["dtype"])
-        for name, t in tensors.items()
+        (name, tuple(tensor["shape"]), tensor["dtype"].replace("F32", "<f4"))
+        for name, tensor in tensors.items()
     )
-    return _native(
-        {name: np.frombuffer(t["data"], "<f4").reshape(t["shape"]) for name, t in tensors.items()}
-    )
+    arrays = {
+        name: np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"])
+        for name, tensor in tensors.items()
+    }
+    _refuse_not_finite(arrays.items())
+    # Of use on big-endian machines only; elsewhere <f4 is float32 and nothing is copied.
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
 
 def _refuse_differences(found: Iterable[tuple[str, tuple[int, ...], str]]) -> None:
@@ -155,25 +161,24 @@ def _refuse_differences(found: Iterable[tuple[str, tuple[int, ...], str]]) -> No
         elif (shape, dtype) != (SHAPES[name], "<f4"):
             differences.append(f"{name} is {dtype}{list(shape)}, not <f4{list(SHAPES[name])}")
     differences += [f"{name} is missing" for name in missing]
-    _refuse_list("it is not SERL's ResNet-10", differences)
+    _refuse_list("it is not SERL's ResNet-10:", differences)
 
 
-def _native(arrays: dict[str, np.ndarray]) -> Arrays:
+def _refuse_not_finite(arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     _refuse_list(
-        "it holds NaN or infinity",
-        [name for name, array in arrays.items() if not np.isfinite(array).all()],
+        "it holds NaN or infinity in",
+        [name for name, array in arrays if not np.isfinite(array).all()],
     )
-    # Of use on big-endian machines only; elsewhere <f4 is float32 and nothing is copied.
-    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
 
 def _refuse_list(what: str, items: list[str], limit: int = 2 * len(SHAPES)) -> None:
     if items:
         more = f"; and {len(items) - limit} more" if len(items) > limit else ""
-        raise IntegrityError(f"{what}: {'; '.join(items[:limit])}{more}")
+        raise IntegrityError(f"{what} {'; '.join(items[:limit])}{more}")
 
 
 def kind(data: bytes) -> str:
+    """Returns what a file that is no pickle seems to be."""
     start = data[:200].lstrip().lower()
     if not data:
         return "an empty file"

@@ -1,0 +1,81 @@
+"""`weights`: get, check, convert and show SERL's ResNet-10."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import console, progress_bar, shown
+
+if TYPE_CHECKING:
+    from ..weights import Identity
+
+weights_app = typer.Typer(no_args_is_help=True, help="Gets and checks SERL's ResNet-10 weights.")
+
+File = Annotated[Path, typer.Argument(help="SERL's pickle, or safetensors made of it.")]
+
+
+@weights_app.command()
+def download(
+    url: Annotated[
+        str | None, typer.Option(help="A mirror (http, https or file); by default SERL's release.")
+    ] = None,
+    directory: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("weights"),
+) -> None:
+    """Fetches SERL's release, going on where an earlier attempt stopped, and verifies it."""
+    from ..weights import RELEASE, fetch_release
+
+    with progress_bar("downloading", unit="bytes") as progress:
+        path = fetch_release(directory, url=url or RELEASE.url, progress=progress)
+    console.print(f"{shown(path)}: SERL's release, sha256 {RELEASE.sha256}", markup=False)
+
+
+@weights_app.command()
+def verify(file: File) -> None:
+    """Compares a file with the release by size and sha256, before anything in it is read."""
+    from ..weights import read_serl
+    from ..weights import verify as verify_release
+
+    identity = verify_release(file)
+    read_serl(file)
+    console.print(f"{shown(file)}: SERL's release, sha256 {identity.sha256}", markup=False)
+
+
+@weights_app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="SERL's pickle, or one of the same arrays.")],
+    out: Annotated[Path, typer.Argument(help="A new file, FILE.safetensors.")],
+) -> None:
+    """Rewrites the pickle as safetensors, which any library loads and none executes."""
+    from ..weights.convert import convert as convert_file
+
+    source = convert_file(file, out)
+    console.print(f"{shown(out)}: written and read back; source: {_identity(source)}", markup=False)
+
+
+@weights_app.command()
+def show(file: File) -> None:
+    """Lists the arrays of a file with shape, norm and sha256."""
+    import hashlib
+
+    import numpy as np
+    from rich.table import Table
+
+    from ..weights import identify, read_serl
+
+    table = Table("array", "shape", "norm", "sha256[:16]")
+    for name, array in read_serl(file).items():
+        norm = np.linalg.norm(array.astype(np.float64))
+        table.add_row(
+            name,
+            " x ".join(map(str, array.shape)),
+            f"{norm:.4f}",
+            hashlib.sha256(array.tobytes()).hexdigest()[:16],
+        )
+    console.print(table)
+    console.print(f"{shown(file)}: {_identity(identify(file))}", markup=False)
+
+
+def _identity(identity: "Identity") -> str:
+    kind = "SERL's release" if identity.known else "unverified, not SERL's release"
+    return f"{kind}, sha256 {identity.sha256}"
