@@ -1,5 +1,6 @@
 """Training: the one compiled step, and the loop that yields after each."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -42,15 +43,23 @@ class TrainState(eqx.Module):
 
 
 class Fixed(eqx.Module):
-    """All that a step reads and keeps: frozen leaves, optimiser, configuration."""
+    """All that a step reads and keeps: the model's frozen leaves, None elsewhere, and how to train.
+
+    The optimiser is made anew from plain values while tracing, so that equal configurations share
+    one compiled step.
+    """
 
     frozen: PyTree
-    optimizer: optax.GradientTransformation = eqx.field(static=True)
     config: TrainConfig = eqx.field(static=True)
+    total_steps: int = eqx.field(static=True)
 
     def model(self, train_state: TrainState) -> AbstractUNet:
         """The whole model."""
         return eqx.combine(train_state.trainable, self.frozen)
+
+    def optimizer(self, trainable: PyTree) -> optax.GradientTransformation:
+        """The optimiser of the trained leaves."""
+        return make_optimizer(trainable, self.config, self.total_steps)
 
 
 class StepMetrics(NamedTuple):
@@ -67,12 +76,12 @@ def initialise(
 ) -> tuple[Fixed, TrainState]:
     """Splits a model into what is trained and what stays, with a fresh optimiser."""
     trainable, frozen = eqx.partition(model, trainable_mask(model, config))
-    optimizer = make_optimizer(trainable, config, total_steps)
+    fixed = Fixed(frozen, config, total_steps)
+    opt_state = fixed.optimizer(trainable).init(trainable)
     zero = jnp.zeros((), jnp.int32)
-    fixed = Fixed(frozen, optimizer, config)
     # The step donates its buffers, so it must own them.
-    own = jax.tree.map(jnp.copy, (trainable, state))
-    return fixed, TrainState(*own, optimizer.init(trainable), zero, jnp.copy(zero))
+    own = jax.tree.map(jnp.copy, (trainable, state, opt_state, zero, zero))
+    return fixed, TrainState(*own)
 
 
 def batch_loss(
@@ -110,7 +119,7 @@ def train_step(
         train_state.trainable, train_state.state
     )
     norm = optax.tree.norm(gradient)
-    updates, opt_state = fixed.optimizer.update(
+    updates, opt_state = fixed.optimizer(gradient).update(
         gradient, train_state.opt_state, train_state.trainable
     )
     trainable = eqx.apply_updates(train_state.trainable, updates)
@@ -186,5 +195,4 @@ def from_arrays(
     opt_state = replace_leaves(train_state.opt_state, select(arrays, "optimizer"))
     counts = {name: jnp.asarray(leaf) for name, leaf in select(arrays, "counts").items()}
     trainable, frozen = eqx.partition(model, trainable_mask(model, fixed.config))
-    fixed = Fixed(frozen, fixed.optimizer, fixed.config)
-    return fixed, TrainState(trainable, state, opt_state, **counts)
+    return dataclasses.replace(fixed, frozen=frozen), TrainState(trainable, state, opt_state, **counts)

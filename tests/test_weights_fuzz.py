@@ -83,7 +83,7 @@ def outcome(data: bytes, read) -> str:
     except IntegrityError as error:
         message = str(error)
         assert message.isprintable() and len(message) < 10_000, message
-        return re.sub(r"\d+|'.*'|\b[a-zA-Z0-9_/]*/\w+", "#", message)[:60]
+        return re.sub(r"\d+|'.*'|\b[a-zA-Z0-9_/]*/\w+", "#", message)[:120]
     finally:
         events, _watched = _watched, None
         assert not events, events
@@ -104,9 +104,13 @@ def read_release(data: bytes) -> dict[str, np.ndarray]:
 
 
 def read_any(data: bytes) -> dict[str, np.ndarray]:
+    leaves = read_tree(data)
+    try:
+        views = {name: leaf.view() for name, leaf in leaves.items()}
+    except ValueError as error:  # as documented, of text that is too short
+        raise IntegrityError(f"view: {error}") from error
     return {
-        name: leaf.view().astype(leaf.view().dtype.newbyteorder("="), order="C")
-        for name, leaf in read_tree(data).items()
+        name: view.astype(view.dtype.newbyteorder("="), order="C") for name, view in views.items()
     }
 
 

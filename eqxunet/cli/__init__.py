@@ -8,10 +8,10 @@ from typer.core import TyperGroup
 
 from ..errors import EqxunetError
 from .console import errors
-#from .data import data_app
+from .data import data_app
 from .evaluate import evaluate
 from .train import train
-#from .weights import weights_app
+from .weights import weights_app
 
 
 class _Group(TyperGroup):
@@ -58,5 +58,5 @@ def main(
 
 app.command()(train)
 app.command(name="eval")(evaluate)
-#app.add_typer(data_app, name="data")
-#app.add_typer(weights_app, name="weights")
+app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")

@@ -61,12 +61,18 @@ def load(config: "RunConfig", split: "Split") -> "Arrays":
     """Loads a split as a run's configuration says, with a bar while it is decoded."""
     from ..data.cache import load_split
 
+    data_dir = Path(config.data_dir).expanduser()
+    if config.data == "oxford_iiit_pet":
+        from ..data.oxford import prepare
+
+        with progress_bar("preparing oxford_iiit_pet", unit="bytes") as progress:
+            prepare(data_dir, progress=progress)
     with progress_bar(f"decoding {split} images") as progress:
         return load_split(
             config.data,
             split,
             size=config.model.size,
-            data_dir=Path(config.data_dir),
+            data_dir=data_dir,
             seed=config.train.seed,
             limit=config.limit,
             progress=progress,

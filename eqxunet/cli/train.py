@@ -9,7 +9,7 @@ import typer
 
 from ..config import DATA_DIR, Border, Encoder, ModelConfig, Precision, Schedule, TrainConfig
 from ..errors import InputError
-from .console import console, load, shown, warn_of_damage
+from .console import console, load, progress_bar, shown, warn_of_damage
 
 if TYPE_CHECKING:
     from ..models import AbstractUNet
@@ -152,11 +152,21 @@ def _with_weights(
 ) -> tuple["AbstractUNet", "RunConfig"]:
     if config.weights is None:
         return model, config
+    from ..models import load_resnet10
+    from ..weights import identify, resolve_weights
+
     source = config.weights["source"]
-    if source == "random":
+    with progress_bar("downloading weights", unit="bytes") as progress:
+        path = resolve_weights(source, progress=progress)
+    if path is None:
         console.print("[yellow]the encoder's weights are random[/] (--weights random)")
         return model, config
-    raise NotImplementedError
+    model = load_resnet10(model, path)
+    identity = identify(path)
+    kind = "SERL's release" if identity.known else "unverified, not SERL's release"
+    console.print(f"the encoder's weights: {shown(path)}, {kind}, sha256 {identity.sha256}")
+    weights = {"source": source, "sha256": identity.sha256, "known_release": identity.known}
+    return model, dataclasses.replace(config, weights=weights)
 
 
 def _given(context: typer.Context, name: str) -> bool:

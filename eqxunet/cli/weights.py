@@ -26,7 +26,7 @@ def download(
     from ..weights import RELEASE, fetch_release
 
     with progress_bar("downloading", unit="bytes") as progress:
-        path = fetch_release(directory, url=url or RELEASE.url, progress=progress)
+        path = fetch_release(directory, url=url, progress=progress)
     console.print(f"{shown(path)}: SERL's release, sha256 {RELEASE.sha256}", markup=False)
 
 

@@ -6,16 +6,18 @@ only. Everything derives from the key.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 SCALE = (0.6, 1.2)
 """Side of the crop over the image's; above 1 the image's edge pixels are repeated outwards."""
 ASPECT = 1.25
-BRIGHTNESS = 0.25
-CONTRAST = 0.3
-SATURATION = 0.4
-TINT = 0.08
+"""Most that the crop is drawn out, as its height over its width or the other way round."""
+BRIGHTNESS, CONTRAST, SATURATION, TINT = 0.25, 0.3, 0.4, 0.08
+"""Most that each factor on the colours differs from 1; the tint's is one a channel."""
 GREY = 0.1
+"""How often colours are taken away."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey, as ITU-R BT.601 has them."""
 
 
 def to_float(image: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
@@ -34,8 +36,8 @@ def augment(
         image = to_float(image)
     crop_key, colour_key = jax.random.split(key)
     rows, columns = _crop(*trimap.shape, key=crop_key)
-    image = jnp.einsum("ih,hwc->iwc", _linear(rows), image)
-    image = jnp.einsum("jw,iwc->ijc", _linear(columns), image)
+    image = jnp.einsum("ih,hwc->iwc", _linear(rows), image, precision="highest")
+    image = jnp.einsum("jw,iwc->ijc", _linear(columns), image, precision="highest")
     trimap = trimap[_nearest(rows)][:, _nearest(columns)]
     return _recolour(image, key=colour_key), trimap
 
@@ -60,24 +62,23 @@ def _interval(n: int, scale: Float[Array, ""], *, key: PRNGKeyArray) -> Float[Ar
 
 
 def _linear(at: Float[Array, " n"]) -> Float[Array, "n n"]:
-    """Weights of linear interpolation. As a product with them, resampling an axis is faster on
-    every platform than gathering pixels."""
-    return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(at.size)))
+    """Weights of linear interpolation; a product with them beats gathering pixels everywhere."""
+    return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(at.size)[None]))
 
 
-def _nearest(at: Float[Array, " n"]) -> jax.Array:
+def _nearest(at: Float[Array, " n"]) -> Int[Array, " n"]:
     return jnp.round(at).astype(jnp.int32)
 
 
 def _recolour(image: Float[Array, "h w 3"], *, key: PRNGKeyArray) -> Float[Array, "h w 3"]:
     brightness_key, contrast_key, saturation_key, grey_key, tint_key = jax.random.split(key, 5)
-    grey = image @ jnp.array([0.299, 0.587, 0.114])
+    grey = jnp.tensordot(image, jnp.array(LUMINANCE), 1, precision="highest")[..., None]
     saturation = _factor(SATURATION, key=saturation_key)
     saturation = jnp.where(jax.random.bernoulli(grey_key, GREY), 0.0, saturation)
-    image = grey[..., None] + saturation * (image - grey[..., None])
+    image = grey + saturation * (image - grey)
     mean = grey.mean()
     image = mean + _factor(CONTRAST, key=contrast_key) * (image - mean)
-    tint = 1 + jax.random.uniform(tint_key, (3,), minval=-TINT, maxval=TINT)
+    tint = jax.random.uniform(tint_key, (1, 1, 3), minval=1 - TINT, maxval=1 + TINT)
     return jnp.clip(image * _factor(BRIGHTNESS, key=brightness_key) * tint, 0, 1)
 
 

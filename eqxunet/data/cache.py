@@ -22,7 +22,7 @@ from ..errors import InputError, UnavailableError
 from .decoding import map_examples, read_pair, resize_pair
 from .source import DATA_DIR, Progress, Source, Split, open_source
 
-_CODE = ("decoding.py", "pets.py", "synthetic.py")
+_CODE = ("source.py", "decoding.py", "pets.py", "synthetic.py")
 _FILES = ("images.npy", "trimaps.npy")
 
 
@@ -125,6 +125,7 @@ def _key(source: Source, size: int) -> str:
 def _write(source: Source, size: int, folder: Path, progress: Progress | None) -> None:
     shapes = [(len(source), size, size, 3), (len(source), size, size)]
     sums = [0, 0]
+    names: list[str] = []
     errors: list[str] = []
     # Plain writes, since a full disk kills a process that writes to mapped memory.
     with (folder / _FILES[0]).open("wb") as images, (folder / _FILES[1]).open("wb") as trimaps:
@@ -132,11 +133,13 @@ def _write(source: Source, size: int, folder: Path, progress: Progress | None) -
         for file, shape in zip(files, shapes, strict=True):
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-        pairs = map_examples(lambda example: resize_pair(*read_pair(example), size), source)
-        for done, pair in enumerate(pairs, start=1):
-            if isinstance(pair, InputError):
-                errors.append(str(pair))
+        decoded = map_examples(lambda e: (e.name, resize_pair(*read_pair(e), size)), source)
+        for done, result in enumerate(decoded, start=1):
+            if isinstance(result, InputError):
+                errors.append(str(result))
             elif not errors:
+                name, pair = result
+                names.append(name)
                 for i, (file, array) in enumerate(zip(files, pair, strict=True)):
                     content = array.tobytes()
                     file.write(content)
@@ -147,8 +150,8 @@ def _write(source: Source, size: int, folder: Path, progress: Progress | None) -
         more = [f"and {len(errors) - 10} more"] if len(errors) > 10 else []
         what = f"{len(errors)} of {len(source)} examples cannot be used:"
         raise InputError("\n".join([what, *errors[:10], *more]))
-    names = [source[i].name for i in range(len(source))]
-    (folder / "index.json").write_text(json.dumps({"names": names, "crc32": sums}))
+    index = {"names": names, "crc32": [*sums, _crc32_of(names)]}
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def _read(folder: Path) -> Arrays | None:
@@ -156,11 +159,12 @@ def _read(folder: Path) -> Arrays | None:
     try:
         index = json.loads((folder / "index.json").read_text())
         images, trimaps = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _FILES)
-        if [_crc32(images), _crc32(trimaps)] != index["crc32"]:
+        names = index["names"]
+        if [_crc32(images), _crc32(trimaps), _crc32_of(names)] != index["crc32"]:
             return None
-        return Arrays(images, trimaps, tuple(index["names"]))
-    except (OSError, ValueError, KeyError):
-        return None
+        return Arrays(images, trimaps, tuple(names))
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None  # whatever is in there, it is no cache
 
 
 def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
@@ -168,3 +172,7 @@ def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
     for part in array:
         value = zlib.crc32(part, value)
     return value
+
+
+def _crc32_of(names: list[str]) -> int:
+    return zlib.crc32("\0".join(names).encode())

@@ -56,7 +56,7 @@ def draw(
     """Draws a pet on its ground, and the trimap."""
     h, w = (int(n) for n in rng.integers(112, 161, size=2))
     palette = [_colour(rng) for _ in range(5)]
-    canvas = _ground(rng, h, w, palette)
+    canvas = _ground(rng, h, w, palette[1:])
     _litter(rng, canvas, palette)
     pet = _placed(rng, draw_pet(rng), h, w)
     silhouette = _paint_pet(rng, canvas, pet, palette)
@@ -129,7 +129,7 @@ def _surface(rng: np.random.Generator, h: int, w: int, palette: list[Colour]) ->
     elif kind == "tiles":
         blend = ((u // width + v // width) % 2) * rng.uniform(0.15, 0.6)
     elif kind == "grass":
-        relief = relief + 0.12 * _hair(_grain(rng, h, w), 1.5)
+        relief = relief + 0.07 * _hair(_grain(rng, h, w), 1.5)
     elif kind == "mottled":
         blend = _sigmoid(3 * _noise(rng, h, w, int(rng.integers(4, 12))))
     colour = base + blend[..., None] * (other - base)
@@ -178,13 +178,13 @@ def _paint_pet(
     silhouette = np.zeros((h, w), np.float32)
     for window, alpha in covers:
         np.maximum(silhouette[window], alpha, out=silhouette[window])
-    canvas *= 1 - 0.4 * _blurred(np.roll(silhouette, 2, 0), 4)[..., None]  # its shadow
+    canvas *= 1 - 0.45 * _blurred(np.roll(silhouette, 2, 0), 4)[..., None]  # its shadow
 
     coat, mark = palette[0], palette[1] * np.float32(rng.uniform(0.4, 1.0))
     pattern, is_pointed = _pattern(rng, h, w), rng.random() < 0.2
     grain = _grain(rng, h, w)
     hides = [_hair(grain, direction) for direction in (0.1, 0.8, 1.5)]
-    relief = rng.uniform(0.07, 0.14)
+    relief = rng.uniform(0.11, 0.2)
     colours = {
         "pale": 0.5 * coat + np.float32(0.5),
         "pink": _rgb(0.01, 0.33, rng.uniform(0.6, 0.86)),
@@ -243,7 +243,7 @@ def _blurred(alpha: Plane, radius: int) -> Plane:
 
 def _volume(alpha: Plane) -> Plane:
     """Shading that makes a flat part look round: darker towards its edge."""
-    return 0.55 + 0.5 * _blurred(alpha, 5)
+    return 0.45 + 0.6 * _blurred(alpha, 5)
 
 
 def _blend(canvas: Picture, colour: Picture | Colour, alpha: Plane) -> None:

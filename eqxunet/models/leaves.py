@@ -44,7 +44,7 @@ def replace_leaves(tree: Tree, new: NewLeaves) -> Tree:
     if wrong:
         raise IntegrityError("Leaves do not fit: " + "; ".join(sorted(wrong)))
     leaves, treedef = _flatten(tree)
-    merged = [jnp.asarray(new[path]) if path in new else leaf for path, leaf in leaves]
+    merged = [jnp.asarray(new[p], leaf.dtype) if p in new else leaf for p, leaf in leaves]
     return jax.tree_util.tree_unflatten(treedef, merged)
 
 

@@ -36,9 +36,9 @@ def download(
     sha256: str | None = None,
     size: int | None = None,
     progress: Progress | None = None,
-    timeout: float = 30.0,
+    timeout: int | float = 30,
     retries: int = 3,
-    backoff: float = 1.0,
+    backoff: int | float = 1,
 ) -> Path:
     """Fetches a URL into a file that appears under its name only when complete and checked.
 
@@ -94,7 +94,7 @@ def download(
 
 
 def _fetch(
-    url: str, part: Path, size: int | None, progress: Progress | None, timeout: float
+    url: str, part: Path, size: int | None, progress: Progress | None, timeout: int | float
 ) -> None:
     """Completes the .part file, or raises _Transient, or for good."""
     start = part.stat().st_size if part.exists() else 0
@@ -128,7 +128,7 @@ def _fetch(
         raise _Transient(f"broke off after {done} of {expected} bytes")
 
 
-def _open(request: urllib.request.Request, part: Path, timeout: float):
+def _open(request: urllib.request.Request, part: Path, timeout: int | float):
     try:
         return urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:

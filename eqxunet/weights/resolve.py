@@ -14,12 +14,19 @@ NAME = "resnet10_params"
 def fetch_release(
     directory: str | os.PathLike[str] = "weights",
     *,
-    url: str = RELEASE.url,
+    url: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Downloads SERL's release into a directory and returns its path; errors as `download`."""
+    """Downloads SERL's release into a directory and returns its path; errors as `download`.
+
+    Arguments:
+
+    - `url`: a mirror, instead of the release's own.
+    """
     dest = Path(directory) / f"{NAME}.pkl"
-    return download(url, dest, sha256=RELEASE.sha256, size=RELEASE.size, progress=progress)
+    return download(
+        url or RELEASE.url, dest, sha256=RELEASE.sha256, size=RELEASE.size, progress=progress
+    )
 
 
 def resolve_weights(

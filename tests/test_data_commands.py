@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_plain
+from PIL import Image
+from typer.testing import CliRunner
+
+from eqxunet.cli import app
+from eqxunet.data.sheet import OUTLINE, contact_sheet
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["data", *map(str, arguments)])
+
+
+def test_check_counts_a_good_folder(tmp_path):
+    result = run("check", write_oxford(tmp_path, ["a", "b", "c"], ["d"]))
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    for row in (["train", "2", "0"], ["val", "1", "0"], ["test", "1", "0"]):
+        assert any(set(row) <= set(words) for words in rows)
+
+
+def test_check_names_every_bad_file(tmp_path):
+    root = write_oxford(tmp_path, ["a", "b", "c"], ["d [1]"])
+    bad = [root / "images" / "b.png", root / "annotations" / "trimaps" / "d [1].png"]
+    bad[0].write_bytes(encoded(noise(12, 16))[:99])
+    bad[1].write_bytes(encoded(labels(12, 16) - 1))
+    result = run("check", root)
+    assert result.exit_code == 2
+    for path in bad:
+        assert str(path) in result.stderr
+    assert "2 examples cannot be used" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_check_says_what_is_missing(tmp_path):
+    root = write_plain(tmp_path, ["a", "b"])
+    (root / "masks" / "b.png").unlink()
+    result = run("check", root)
+    assert result.exit_code == 2 and "no mask for b" in result.stderr
+    result = run("check", tmp_path / "nowhere")
+    assert result.exit_code == 2 and "not a folder" in result.stderr
+
+
+@pytest.mark.parametrize("augment", [(), ("--augment",)])
+def test_show_draws_a_sheet(tmp_path, augment):
+    out = tmp_path / "new" / "sheet.png"
+    options = ("--data", "synthetic", "--out", out, "--count", 5, "--size", 40)
+    result = run("show", *options, *augment)
+    assert result.exit_code == 0, result.stderr
+    with Image.open(out) as image:
+        assert image.size == (3 * 42, 2 * 42)
+        pixels = np.asarray(image)
+    assert 0.01 < (pixels == OUTLINE).all(-1).mean() < 0.3
+    again = run("show", *options)
+    assert again.exit_code == 2 and "--overwrite" in again.stderr
+    assert run("show", *options, "--overwrite").exit_code == 0
+
+
+def test_show_wants_a_png(tmp_path):
+    result = run("show", "--data", "synthetic", "--out", tmp_path / "sheet.jpg")
+    assert result.exit_code == 2 and ".png" in result.stderr
+
+
+def test_a_sheet_outlines_where_labels_change():
+    images = np.full((3, 4, 6, 3), 7, np.uint8)
+    trimaps = np.ones((3, 4, 6), np.uint8)
+    trimaps[0, :, 3:] = 2
+    sheet = contact_sheet(images, trimaps)
+    assert sheet.shape == (2 * 6, 2 * 8, 3)
+    expected = np.full((4, 6, 3), 7)
+    expected[:, 2] = OUTLINE
+    np.testing.assert_array_equal(sheet[1:5, 1:7], expected)
+    np.testing.assert_array_equal(sheet[1:5, 9:15], images[1])
+    assert (sheet[7:, 9:] == 255).all()
+
+
+@needs_pets
+@pytest.mark.slow
+def test_check_finds_the_real_images_good():
+    result = run("check", PETS)
+    assert result.exit_code == 0, result.stderr
+    assert "270" in result.stdout and "298" in result.stdout

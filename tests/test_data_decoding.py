@@ -1,0 +1,296 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from pictures import PETS, encoded, labels, needs_pets, noise
+from PIL import Image
+
+from eqxunet.data.decoding import (
+    MAX_PIXELS,
+    map_examples,
+    read_image,
+    read_mask,
+    read_pair,
+    resize_image,
+    resize_pair,
+)
+from eqxunet.data.source import Example
+from eqxunet.errors import InputError
+
+GREY = noise(5, 7)[..., 0]
+RGB = noise(5, 7)
+ALPHA = noise(5, 7, seed=1)[..., :1]
+
+
+def in_grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[..., None], 3, -1)
+
+
+def palette_image(**options) -> bytes:
+    image = Image.fromarray(GREY % 4).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette([250, 10, 20, 30, 240, 50, 60, 70, 230, 5, 6, 7])
+    return encoded(image, **options)
+
+
+COLOURS = np.array([(250, 10, 20), (30, 240, 50), (60, 70, 230), (5, 6, 7)], np.uint8)
+INVERTED = 255 - np.array([(0, 255, 0), (10, 20, 30)], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(encoded(GREY), in_grey(GREY), id="L"),
+        pytest.param(encoded(np.concatenate([GREY[..., None], ALPHA], -1)), in_grey(GREY), id="LA"),
+        pytest.param(encoded(RGB), RGB, id="RGB"),
+        pytest.param(encoded(np.concatenate([RGB, ALPHA], -1)), RGB, id="RGBA"),
+        pytest.param(palette_image(), COLOURS[GREY % 4], id="P"),
+        pytest.param(
+            palette_image(transparency=b"\x00\x80\xff"), COLOURS[GREY % 4], id="P, transparent"
+        ),
+        pytest.param(palette_image(kind="GIF"), COLOURS[GREY % 4], id="GIF"),
+        pytest.param(
+            encoded(Image.fromarray(GREY > 99)), in_grey(np.uint8(255) * (GREY > 99)), id="1 bit"
+        ),
+        pytest.param(
+            # Without black, cyan, magenta and yellow are what red, green and blue lack.
+            encoded(
+                Image.frombytes(
+                    "CMYK", (7, 5), np.concatenate([255 - RGB, np.zeros_like(ALPHA)], -1).tobytes()
+                ),
+                "TIFF",
+            ),
+            RGB,
+            id="CMYK",
+        ),
+        pytest.param(encoded(RGB, "WEBP", lossless=True), RGB, id="WebP"),
+        pytest.param(encoded(RGB, "BMP"), RGB, id="BMP"),
+    ],
+)
+def test_every_mode_gives_the_right_rgb(data, expected):
+    image = read_image(data, "x")
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_cmyk_jpeg():
+    ink = np.zeros((16, 16, 4), np.uint8)
+    ink[:, :, 1] = 200  # magenta only, so green is missing
+    data = encoded(Image.frombytes("CMYK", (16, 16), ink.tobytes()), "JPEG", quality=100)
+    assert np.abs(read_image(data, "x").astype(int) - (255, 55, 255)).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_scaled(kind):
+    values = np.array([[0, 128, 129, 256, 32768, 65535]], np.uint16)
+    expected = np.rint(values / 257).astype(np.uint8)
+    assert expected.max() == 255 and expected[0, 3] == 1
+    np.testing.assert_array_equal(read_image(encoded(values, kind), "x"), in_grey(expected))
+
+
+@pytest.mark.parametrize("values", [np.full((2, 2), 70000, np.int32), np.ones((2, 2), np.float32)])
+def test_other_pixel_types_are_refused(values):
+    with pytest.raises(InputError, match=r"x\.tif: .*8 or 16 bits"):
+        read_image(encoded(values, "TIFF"), "x.tif")
+
+
+# What turns stored pixels upright, by the meaning of the tag in the EXIF standard.
+UPRIGHT = {
+    0: lambda a: a,
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+    9: lambda a: a,
+}
+
+
+def oriented(image: np.ndarray, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_turns_the_image_and_agrees_with_an_upright_mask(orientation):
+    image = UPRIGHT[orientation](RGB)
+    upright = UPRIGHT[orientation](labels(5, 7))
+    for mask in (encoded(upright), oriented(labels(5, 7), orientation)):
+        pair = read_pair(Example(oriented(RGB, orientation), mask, "x"))
+        np.testing.assert_array_equal(pair[0], image)
+        np.testing.assert_array_equal(pair[1], upright)
+
+
+def test_a_mask_drawn_on_the_unturned_image_is_refused():
+    example = Example(oriented(RGB, 6), encoded(labels(5, 7)), "x", files=("i.jpg", "m.png"))
+    with pytest.raises(InputError, match=r"m\.png: .* 7x5 .*EXIF orientation\) is 5x7"):
+        read_pair(example)
+
+
+def test_broken_exif_is_no_reason_to_refuse():
+    assert read_image(encoded(RGB, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), "x").shape == (5, 7, 3)
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A PNG that announces a size and breaks off where its pixels should begin."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checked = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 99) + b"IDAT"
+
+
+@pytest.mark.parametrize("height", [MAX_PIXELS // 10_000 + 1, 2 * MAX_PIXELS // 10_000 + 1])
+def test_over_89_megapixels_are_refused_unread(height):
+    with pytest.raises(InputError, match="big: over 89 megapixels"):
+        read_image(header_of(10_000, height), "big")
+
+
+def test_one_pixel():
+    example = Example(encoded(RGB[:1, :1]), encoded(np.ones((1, 1), np.uint8)), "x")
+    image, trimap = resize_pair(*read_pair(example), 4)
+    np.testing.assert_array_equal(image, np.tile(RGB[:1, :1], (4, 4, 1)))
+    np.testing.assert_array_equal(trimap, np.ones((4, 4)))
+
+
+JPEG = encoded(noise(64, 64), "JPEG")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"<!DOCTYPE html><html></html>", id="HTML"),
+        pytest.param(JPEG[: len(JPEG) // 2], id="truncated JPEG"),
+        pytest.param(encoded(noise(64, 64))[:500], id="truncated PNG"),
+        pytest.param(header_of(4, 4), id="no pixels"),
+        pytest.param(encoded(RGB, "GIF")[:20], id="truncated GIF"),
+    ],
+)
+def test_a_broken_file_is_named(data):
+    with pytest.raises(InputError, match=r"^dir/cat\.jpg: cannot be read as an image \(.+\)"):
+        read_image(data, "dir/cat.jpg")
+
+
+def test_flipped_bytes_raise_nothing_but_input_errors():
+    rng = np.random.default_rng(0)
+    for data in (JPEG, encoded(RGB), encoded(GREY, "GIF"), encoded(RGB, "TIFF")):
+        for _ in range(40):
+            damaged = bytearray(data)
+            for position in rng.integers(len(data), size=3):
+                damaged[position] = rng.integers(256)
+            try:
+                read_image(bytes(damaged), "x")
+            except InputError:
+                pass
+
+
+def test_trimap_keeps_its_values():
+    np.testing.assert_array_equal(read_mask(encoded(labels(4, 9)), "x"), labels(4, 9))
+
+
+@pytest.mark.parametrize(
+    ("mask", "found"),
+    [
+        (np.array([[0, 1, 2], [3, 4, 255]], np.uint8), "0, 1, 2, 3, 4, 255"),
+        (noise(4, 4), "mode RGB"),
+        (GREY > 99, "False, True"),
+    ],
+)
+def test_unknown_trimap_values_are_named(mask, found):
+    with pytest.raises(InputError, match=rf"^m\.png: .*{found}"):
+        read_mask(encoded(mask), "m.png")
+
+
+MARKED = np.array([[0, 1], [255, 0]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(MARKED, id="L"),
+        pytest.param(MARKED > 0, id="1 bit"),
+        pytest.param(MARKED.astype(np.uint16) * 256, id="16 bits, low byte 0"),
+        pytest.param(np.stack([0 * MARKED, MARKED, 0 * MARKED], -1), id="RGB"),
+        pytest.param(np.stack([MARKED, np.full_like(MARKED, 255)], -1), id="LA, opaque"),
+        pytest.param(np.stack([np.full_like(MARKED, 9), MARKED], -1), id="LA, by alpha"),
+        pytest.param(np.stack([np.full_like(MARKED, 9)] * 3 + [MARKED], -1), id="RGBA, by alpha"),
+    ],
+)
+def test_binary_masks(mask):
+    trimap = read_mask(encoded(mask), "x", "binary")
+    np.testing.assert_array_equal(trimap, [[2, 1], [1, 2]])
+
+
+def test_binary_mask_with_a_palette_goes_by_colour():
+    image = Image.frombytes("P", (2, 2), bytes([1, 0, 2, 1]))
+    image.putpalette([255, 0, 0, 0, 0, 0, 0, 0, 9])
+    np.testing.assert_array_equal(read_mask(encoded(image), "x", "binary"), [[2, 1], [1, 2]])
+
+
+def test_a_lossy_mask_is_refused():
+    with pytest.raises(InputError, match=r"^m\.png: .*JPEG.*PNG"):
+        read_mask(encoded(MARKED, "JPEG"), "m.png", "binary")
+
+
+def test_a_mask_of_another_size_is_named():
+    with pytest.raises(InputError, match="mask of x: the mask is 6x5 pixels but its image is 7x5"):
+        read_pair(Example(encoded(RGB), encoded(labels(5, 6)), "x"))
+
+
+def test_drawn_examples_pass_through():
+    image, trimap = read_pair(Example(RGB, labels(5, 7), "x"))
+    assert image is RGB
+    np.testing.assert_array_equal(trimap, labels(5, 7))
+
+
+def test_images_shrink_without_aliasing_and_trimaps_without_new_labels():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    trimap = np.where(np.arange(64) < 32, np.uint8(1), np.uint8(3))[None].repeat(64, 0)
+    image, small = resize_pair(stripes, trimap, 8)
+    assert np.abs(image.astype(int) - 127.5).max() < 12
+    np.testing.assert_array_equal(small, [[1] * 4 + [3] * 4] * 8)
+
+
+def test_resizing_squashes_to_a_square():
+    ramp = np.repeat(np.linspace(0, 255, 30)[None, :, None], 10, 0).repeat(3, -1).astype(np.uint8)
+    image = resize_image(ramp, 10)
+    assert image.shape == (10, 10, 3)
+    # A triangle filter keeps a straight line straight.
+    steps = np.diff(image[0, 1:-1, 0].astype(int))
+    assert steps.min() >= 25 and steps.max() <= 28
+
+
+def test_examples_come_in_order_with_errors_in_their_place():
+    class Source:
+        identity = "three"
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            data = b"" if index == 1 else encoded(RGB + np.uint8(index))
+            return Example(data, encoded(labels(5, 7)), f"example {index}")
+
+    first, second, third = map_examples(lambda example: read_pair(example)[0], Source())
+    np.testing.assert_array_equal(first, RGB)
+    assert isinstance(second, InputError) and "example 1" in str(second)
+    np.testing.assert_array_equal(third, RGB + np.uint8(2))
+
+
+@needs_pets
+def test_a_png_and_a_gif_named_jpg():
+    for path in (
+        PETS / "images" / "Abyssinian_5.jpg",
+        PETS / "odd" / "images" / "Abyssinian_34.jpg",
+    ):
+        data = path.read_bytes()
+        assert not data.startswith(b"\xff\xd8")
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGBA").convert("RGB"))
+        np.testing.assert_array_equal(read_image(data, path.name), expected)
+        assert expected.std() > 20

@@ -1,0 +1,273 @@
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_pair, write_plain
+
+from eqxunet.data.decoding import read_pair
+from eqxunet.data.folder import open_folder, scan_folder
+from eqxunet.data.source import open_source
+from eqxunet.errors import InputError
+
+STEMS = [f"p{i:03}" for i in range(100)]
+
+
+def in_train(root: Path, *stems: str) -> None:
+    (root / "train.txt").write_text("\n".join(stems))
+
+
+def test_oxford_layout_splits_by_its_lists(tmp_path):
+    names = [f"b{i:02}" for i in range(21)]
+    root = write_oxford(tmp_path, names[::-1], ["t2", "t1"])
+    splits = {split: source.names for split, source in scan_folder(root).items()}
+    assert splits["val"] == ("b00", "b10", "b20")
+    assert splits["train"] == tuple(n for n in names if n not in splits["val"])
+    assert splits["test"] == ("t2", "t1")
+
+
+def test_an_example_holds_the_files_bytes(tmp_path):
+    root = write_oxford(tmp_path, ["a", "b"], ["c"])
+    example = open_folder(root, "test")[0]
+    assert (example.name, example.labels) == ("c", "trimap")
+    image, trimap = read_pair(example)
+    np.testing.assert_array_equal(image, noise(12, 16, seed=2))
+    np.testing.assert_array_equal(trimap, labels(12, 16))
+
+
+def test_plain_masks_are_background_where_black(tmp_path):
+    root = write_plain(tmp_path, ["a"])
+    in_train(root, "a")
+    _, trimap = read_pair(open_folder(root, "train")[0])
+    np.testing.assert_array_equal(trimap, np.where(labels(12, 16) == 2, 2, 1))
+
+
+def test_a_hash_of_the_stem_splits_80_10_10(tmp_path):
+    sources = scan_folder(write_plain(tmp_path, STEMS))
+    names = {split: set(source.names) for split, source in sources.items()}
+    assert set.union(*names.values()) == set(STEMS)
+    assert sum(map(len, names.values())) == len(STEMS)
+    assert 70 <= len(names["train"]) <= 90 and min(len(names["val"]), len(names["test"])) >= 4
+    # More images leave the others where they are.
+    write_pair(tmp_path, "another")
+    for split, source in scan_folder(tmp_path).items():
+        assert set(source.names) - {"another"} == names[split]
+
+
+def test_lists_split_a_plain_folder(tmp_path):
+    root = write_plain(tmp_path, ["a", "b", "c", "unlisted"])
+    in_train(root, "# comment", "b", "", "a")
+    (root / "val.txt").write_text("c\n")
+    sources = scan_folder(root)
+    assert [sources[s].names for s in ("train", "val", "test")] == [("b", "a"), ("c",), ()]
+    with pytest.raises(InputError, match="no image belongs to its test split"):
+        open_folder(root, "test")
+
+
+def test_limit_takes_the_first(tmp_path):
+    root = write_plain(tmp_path, ["a", "b", "c"])
+    in_train(root, "c", "a", "b")
+    assert open_folder(root, "train", limit=2).names == ("c", "a")
+    assert len(open_source(str(root), "train", limit=7)) == 3
+    with pytest.raises(InputError, match="at least 1"):
+        open_source(str(root), "train", limit=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mein Hund",
+        "кошка",
+        "猫 2",
+        "naïve.v1.2",
+        "-dash",
+        "a 1 2",
+        unicodedata.normalize("NFD", "é"),
+    ],
+)
+def test_any_name_works(tmp_path, name):
+    root = write_oxford(tmp_path, ["other", name], [name + "!"])
+    wanted = unicodedata.normalize("NFC", name)
+    sources = scan_folder(root)
+    assert wanted in sources["train"].names + sources["val"].names
+    assert read_pair(sources["test"][0])[0].shape == (12, 16, 3)
+
+
+def test_composed_and_decomposed_names_meet(tmp_path):
+    root = write_plain(tmp_path, [unicodedata.normalize("NFD", "émile")])
+    in_train(root, unicodedata.normalize("NFC", "émile"))
+    assert open_folder(root, "train").names == (unicodedata.normalize("NFC", "émile"),)
+
+
+def test_hidden_and_other_files_are_skipped(tmp_path):
+    root = write_oxford(tmp_path, ["a", "b"], ["c"])
+    for name in (
+        "images/._a.png",
+        "images/.DS_Store",
+        "images/a.mat",
+        "annotations/trimaps/._a.png",
+    ):
+        (root / name).write_bytes(b"not an image")
+    assert len(open_folder(root, "train")) == 1
+
+
+def test_extensions_say_nothing_about_the_format(tmp_path):
+    root = write_plain(tmp_path, ["a"])
+    in_train(root, "a", "b", "c")
+    for stem, kind in (("b", "GIF"), ("c", "PNG")):
+        (root / "images" / f"{stem}.JPG").write_bytes(encoded(noise(12, 16)[..., 0], kind))
+        (root / "masks" / f"{stem}.bmp").write_bytes(encoded(labels(12, 16) // 2))
+    for example in open_folder(root, "train"):
+        assert read_pair(example)[0].shape == (12, 16, 3)
+
+
+def duplicate_stems(root: Path) -> str:
+    for stem in ("a", "b"):
+        (root / "images" / f"{stem}.jpg").write_bytes(b"")
+    return "images: several files for one stem: a, b"
+
+
+def duplicate_masks(root: Path) -> str:
+    (root / "masks" / "a.bmp").write_bytes(b"")
+    return "masks: several files for one stem: a"
+
+
+def missing_masks(root: Path) -> str:
+    (root / "masks" / "a.png").unlink()
+    (root / "masks" / "c.png").unlink()
+    return "masks: no mask for a, c"
+
+
+def no_images(root: Path) -> str:
+    for path in (root / "images").iterdir():
+        path.unlink()
+    return "images: no image in it"
+
+
+def no_mask_folder(root: Path) -> str:
+    (root / "masks").rename(root / "mask")
+    return "masks: no such folder; expected images/ with masks/ or annotations/trimaps/"
+
+
+def absent_in_a_list(root: Path) -> str:
+    (root / "test.txt").write_text("a\nghost\nspirit\n")
+    return "lists name images that are not there: ghost, spirit"
+
+
+def twice_in_a_list(root: Path) -> str:
+    in_train(root, "a", "b", "a")
+    return "train.txt: names that stand in it more than once: a"
+
+
+def list_in_another_encoding(root: Path) -> str:
+    (root / "train.txt").write_bytes("é".encode("latin-1"))
+    return "train.txt: cannot be read as a list of names"
+
+
+def link_out(root: Path) -> str:
+    outside = root.parent / "outside.png"
+    (root / "images" / "a.png").rename(outside)
+    (root / "images" / "a.png").symlink_to(outside)
+    return "images: links that lead out of .*: a.png"
+
+
+def link_loop(root: Path) -> str:
+    (root / "masks" / "b.png").unlink()
+    (root / "masks" / "b.png").symlink_to("b.png")
+    return "masks: links that lead out of .* or nowhere: b.png"
+
+
+def linked_folder(root: Path) -> str:
+    (root / "images").rename(root.parent / "elsewhere")
+    (root / "images").symlink_to(root.parent / "elsewhere")
+    return "images: links that lead out of .*: images"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        duplicate_stems,
+        duplicate_masks,
+        missing_masks,
+        no_images,
+        no_mask_folder,
+        absent_in_a_list,
+        twice_in_a_list,
+        list_in_another_encoding,
+        link_out,
+        link_loop,
+        linked_folder,
+    ],
+)
+def test_what_is_wrong_is_listed_whatever_the_split(tmp_path, spoil):
+    root = write_plain(tmp_path / "data", ["a", "b", "c"])
+    message = spoil(root)
+    for split in ("train", "test"):
+        with pytest.raises(InputError, match=message):
+            open_folder(root, split)
+
+
+def test_links_inside_the_folder_work(tmp_path):
+    root = write_plain(tmp_path / "data", ["a", "b"])
+    (root / "images" / "c.png").symlink_to("a.png")
+    (root / "masks").rename(root / "real")
+    (root / "masks").symlink_to("real")
+    (root / "masks" / "c.png").symlink_to("a.png")
+    in_train(root, "c")
+    (tmp_path / "link").symlink_to(root)
+    assert read_pair(open_folder(tmp_path / "link", "train")[0])[1].shape == (12, 16)
+
+
+def test_long_lists_are_cut(tmp_path):
+    root = write_plain(tmp_path, ["a"])
+    in_train(root, *(f"x{i:02}" for i in range(25)))
+    with pytest.raises(InputError, match="x09 and 15 more"):
+        open_folder(root, "train")
+
+
+def test_identity_changes_with_any_file(tmp_path):
+    root = write_plain(tmp_path, ["a", "b"])
+    in_train(root, "a", "b")
+    seen = {open_folder(root, "train").identity}
+    assert {open_folder(root, "train").identity} == seen
+    mask = root / "masks" / "b.png"
+    status = mask.stat()
+    os.utime(mask, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    seen.add(open_folder(root, "train").identity)
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    seen.add(open_folder(root, "train").identity)
+    (root / "images" / "a.png").rename(root / "images" / "a.jpg")
+    seen.add(open_folder(root, "train").identity)
+    in_train(root, "b", "a")
+    seen.add(open_folder(root, "train").identity)
+    seen.add(open_folder(root, "train", limit=1).identity)
+    assert len(seen) == 6
+
+
+def test_a_vanished_file_is_named(tmp_path):
+    root = write_plain(tmp_path, ["a"])
+    in_train(root, "a")
+    source = open_folder(root, "train")
+    (root / "masks" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"masks/a\.png: cannot be read \(No such file"):
+        source[0]
+
+
+@pytest.mark.parametrize("data", ["nowhere", "synthetics"])
+def test_data_that_is_nothing_known(data):
+    with pytest.raises(InputError, match=f"{data}: not a folder"):
+        open_source(data, "train")
+
+
+@needs_pets
+def test_the_real_images():
+    sources = scan_folder(PETS)
+    assert [len(sources[s]) for s in ("train", "val", "test")] == [270, 30, 298]
+    trainval = sorted(sources["val"].names + sources["train"].names)
+    assert sources["val"].names == tuple(trainval[::10])
+    png = sources["test"][sources["test"].names.index("Abyssinian_5")]
+    assert png.image.startswith(b"\x89PNG") and png.files[0].endswith("Abyssinian_5.jpg")
+    image, trimap = read_pair(png)
+    assert image.shape == (150, 200, 3) and trimap.shape == (150, 200)
+    assert set(np.unique(trimap)) == {1, 2, 3}

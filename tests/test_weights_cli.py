@@ -1,0 +1,121 @@
+"""`weights download | verify | convert | show`: what they print, write and exit with."""
+
+import hashlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from serl_files import assert_same, genuine, leaves
+from typer.testing import CliRunner
+
+from eqxunet.cli import app
+from eqxunet.weights import RELEASE, SHAPES, identity, read_serl, resolve
+
+SHA256 = hashlib.sha256(genuine()).hexdigest()
+
+
+def run(*arguments: object):
+    """Runs a command; errors must be one or two lines that hide the traceback."""
+    result = CliRunner().invoke(app, ["weights", *map(str, arguments)], env={"COLUMNS": "200"})
+    if result.exit_code:
+        assert 1 <= len(result.stderr.splitlines()) <= 2, result.stderr
+        assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "serl [b].pkl"  # brackets are markup to the terminal's library
+    path.write_bytes(genuine())
+    return path
+
+
+@pytest.fixture
+def known(monkeypatch):
+    release = RELEASE._replace(sha256=SHA256)
+    monkeypatch.setattr(identity, "RELEASE", release)
+    monkeypatch.setattr(resolve, "RELEASE", release)
+    monkeypatch.setattr("eqxunet.weights.RELEASE", release)
+
+
+def test_verify(file, known):
+    result = run("verify", file)
+    assert result.exit_code == 0 and SHA256 in result.stdout and "SERL's release" in result.stdout
+
+
+def test_verify_of_another_file_is_3(file):
+    result = run("verify", file)
+    assert result.exit_code == 3
+    for what in (str(file), SHA256, RELEASE.sha256, "eqxunet weights download"):
+        assert what in result.stderr
+
+
+def test_verify_of_no_file_is_2(tmp_path):
+    result = run("verify", tmp_path / "absent.pkl")
+    assert result.exit_code == 2 and "absent.pkl: is no file" in result.stderr
+
+
+def test_convert(tmp_path, file):
+    out = tmp_path / "serl.safetensors"
+    result = run("convert", file, out)
+    assert result.exit_code == 0 and "unverified" in result.stdout and SHA256 in result.stdout
+    assert_same(read_serl(out), leaves())
+    before = out.read_bytes()
+    result = run("convert", file, out)
+    assert result.exit_code == 2 and f"{out}: exists" in result.stderr
+    assert out.read_bytes() == before
+    result = run("convert", out, tmp_path / "other")
+    assert result.exit_code == 2 and "safetensors already" in result.stderr
+
+
+def test_show_lists_all_arrays(file):
+    result = run("show", file)
+    assert result.exit_code == 0
+    rows = {
+        words[1]: words for line in result.stdout.splitlines() if len(words := line.split()) > 5
+    }
+    assert SHAPES.keys() <= rows.keys()
+    for name, leaf in leaves().items():
+        row = " ".join(rows[name])
+        assert " x ".join(map(str, leaf.shape)) in row
+        assert hashlib.sha256(leaf.tobytes()).hexdigest()[:16] in row
+        assert f"{np.sqrt(np.sum(leaf.astype(np.float64) ** 2)):.4f}" in row
+    assert f"unverified, not SERL's release, sha256 {SHA256}" in result.stdout
+
+
+def test_show_of_a_damaged_file_is_3(file):
+    file.write_bytes(genuine()[: 10**6])
+    result = run("show", file)
+    assert result.exit_code == 3 and "truncated" in result.stderr and str(file) in result.stderr
+
+
+def test_download_from_a_mirror(tmp_path, file, known):
+    result = run("download", "--url", file.as_uri(), "--directory", tmp_path / "weights")
+    assert result.exit_code == 0 and SHA256 in result.stdout
+    assert (tmp_path / "weights" / "resnet10_params.pkl").read_bytes() == genuine()
+
+
+def test_download_of_another_file_is_3(tmp_path, file):
+    result = run("download", "--url", file.as_uri(), "--directory", tmp_path / "weights")
+    assert result.exit_code == 3 and RELEASE.sha256 in result.stderr
+    assert not list((tmp_path / "weights").glob("resnet10_params.pkl*[!k]"))
+
+
+def test_download_of_nothing_is_6(tmp_path):
+    url = (tmp_path / "absent").as_uri()
+    result = run("download", "--url", url, "--directory", tmp_path / "weights")
+    assert result.exit_code == 6 and url in result.stderr
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from eqxunet.cli import app\n"
+        "try: app(['weights', '--help'])\n"
+        "finally: print([n for n in ('jax', 'safetensors', 'eqxunet.weights') if n in sys.modules])"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    print(f"{time.perf_counter() - start:.2f} s")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
