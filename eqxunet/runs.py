@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 from . import __version__
 from .checkpoint import open_checkpoints, restore
 from .config import ModelConfig, TrainConfig
-from .errors import BusyError, InputError
+from .errors import BusyError, InputError, IntegrityError
 from .models import AbstractUNet, build
-from .models.leaves import replace_leaves, replace_state, select
+from .models.leaves import named_leaves, replace_leaves, replace_state, select
 
 RUNS = Path("runs")
 _VERSIONED = ("jax", "equinox", "optax", "grain", "orbax-checkpoint", "numpy", "pillow")
@@ -99,10 +99,13 @@ def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
         restored = restore(checkpoints, "best")
     if restored is None:
         raise InputError(f"{directory}: no checkpoint yet; train it for at least one epoch")
-    model, state = build(config.model, key=jax.random.key(0))
-    model = replace_leaves(model, select(restored.arrays, "model"))
-    state = replace_state(model, state, select(restored.arrays, "state"))
-    model = eqx.nn.inference_mode(model)
+    # Shapes alone: drawing random weights would take seconds.
+    model, state = eqx.filter_eval_shape(build, config.model, key=jax.random.key(0))
+    leaves, statistics = (select(restored.arrays, part) for part in ("model", "state"))
+    if missing := named_leaves(model).keys() - leaves.keys():
+        raise IntegrityError(f"{directory}: the checkpoint lacks {sorted(missing)}")
+    model = eqx.nn.inference_mode(replace_leaves(model, leaves))
+    state = replace_state(model, state, statistics)
     return Run(model, state, config, restored.step, directory, restored.damaged)
 
 

@@ -102,6 +102,8 @@ def test_composed_and_decomposed_names_meet(tmp_path):
 
 def test_hidden_and_other_files_are_skipped(tmp_path):
     root = write_oxford(tmp_path, ["a", "b"], ["c"])
+    (root / "images" / "folder.png").mkdir()
+    os.mkfifo(root / "images" / "pipe.png")
     for name in (
         "images/._a.png",
         "images/.DS_Store",
@@ -172,10 +174,21 @@ def link_out(root: Path) -> str:
     return "images: links that lead out of .*: a.png"
 
 
-def link_loop(root: Path) -> str:
+def link_to_itself(root: Path) -> str:
     (root / "masks" / "b.png").unlink()
     (root / "masks" / "b.png").symlink_to("b.png")
-    return "masks: links that lead out of .* or nowhere: b.png"
+    return "masks: links that lead .* in a circle .*: b.png"
+
+
+def link_to_a_folder_above(root: Path) -> str:
+    (root / "images" / "again").symlink_to("..")
+    return "images: links that lead .* in a circle .*: again"
+
+
+def link_to_a_list_outside(root: Path) -> str:
+    (root.parent / "list").write_text("a")
+    (root / "train.txt").symlink_to(root.parent / "list")
+    return "train.txt: leads out of"
 
 
 def linked_folder(root: Path) -> str:
@@ -196,7 +209,9 @@ def linked_folder(root: Path) -> str:
         twice_in_a_list,
         list_in_another_encoding,
         link_out,
-        link_loop,
+        link_to_itself,
+        link_to_a_folder_above,
+        link_to_a_list_outside,
         linked_folder,
     ],
 )
@@ -258,6 +273,30 @@ def test_a_vanished_file_is_named(tmp_path):
 def test_data_that_is_nothing_known(data):
     with pytest.raises(InputError, match=f"{data}: not a folder"):
         open_source(data, "train")
+
+
+def test_oxford_iiit_pet_is_looked_for_in_the_data_dir(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "eqxunet.data.oxford.OxfordPets", lambda *given, **options: Asked(given, options)
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = open_source("oxford_iiit_pet", "val", data_dir=Path("~/sets"), limit=3)
+    assert source.given == ("val", tmp_path / "sets") and source.options == {"limit": 3}
+
+
+class Asked:
+    """A source that keeps what it was asked for."""
+
+    identity = ""
+
+    def __init__(self, given, options):
+        self.given, self.options = given, options
+
+    def __len__(self):
+        return 0
+
+    def __getitem__(self, index):
+        raise IndexError(index)
 
 
 @needs_pets

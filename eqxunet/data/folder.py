@@ -113,31 +113,30 @@ def _files_by_stem(root: Path, folder: Path) -> dict[str, Path]:
         raise InputError(
             f"{folder}: no such folder; expected images/ with masks/ or annotations/trimaps/"
         )
-    paths = [
-        path
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
-    ]
-    if outside := [path.name for path in [folder, *paths] if not _is_inside(root, path)]:
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    links = [path for path in entries if path.is_symlink() and not _is_inside(root, path)]
+    if not folder.resolve().is_relative_to(root):
+        links = [folder]
+    if links:
         raise InputError(
-            f"{folder}: links that lead out of {root} or nowhere: {listed(outside)}; "
-            "copy the files instead"
+            f"{folder}: links that lead out of {root}, in a circle or to no file: "
+            f"{listed([path.name for path in links])}; copy the files instead"
         )
+    paths = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     stems = [_composed(path.stem) for path in paths]
     if repeated := [stem for stem, count in Counter(stems).items() if count > 1]:
         raise InputError(f"{folder}: several files for one stem: {listed(repeated)}; keep one each")
     if not paths:
-        raise InputError(f"{folder}: no image in it")
+        raise InputError(f"{folder}: no image in it; folders inside it are not searched")
     return dict(zip(stems, paths, strict=True))
 
 
-def _is_inside(root: Path, path: Path) -> bool:
-    if not path.is_symlink():
-        return True
+def _is_inside(root: Path, link: Path) -> bool:
     try:
-        return path.resolve(strict=True).is_relative_to(root)
-    except (OSError, RuntimeError):  # a dangling link, or a loop
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # it dangles, or leads to itself
         return False
+    return target.is_file() and target.is_relative_to(root)
 
 
 def _composed(name: str) -> str:
@@ -145,22 +144,20 @@ def _composed(name: str) -> str:
 
 
 def _oxford_splits(root: Path) -> dict[Split, list[str]]:
-    trainval = _read_list(root / "annotations" / "trainval.txt")
+    trainval = _read_list(root, "annotations/trainval.txt")
     return {
         "train": [name for i, name in enumerate(sorted(trainval)) if i % 10],
         "val": sorted(trainval)[::10],
-        "test": _read_list(root / "annotations" / "test.txt"),
+        "test": _read_list(root, "annotations/test.txt"),
     }
 
 
 def _plain_splits(root: Path, images: dict[str, Path]) -> dict[Split, list[str]]:
     splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
-    lists: dict[Split, Path] = {
-        split: path for split in splits if (path := root / f"{split}.txt").exists()
-    }
+    lists: list[Split] = [split for split in splits if (root / f"{split}.txt").exists()]
+    for split in lists:
+        splits[split] = _read_list(root, f"{split}.txt")
     if lists:
-        for split, path in lists.items():
-            splits[split] = _read_list(path)
         return splits
     for name in sorted(images):
         bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 10
@@ -168,8 +165,11 @@ def _plain_splits(root: Path, images: dict[str, Path]) -> dict[Split, list[str]]
     return splits
 
 
-def _read_list(path: Path) -> list[str]:
+def _read_list(root: Path, name: str) -> list[str]:
     """Reads a name a line. A name may hold spaces; Oxford's three numbers after it are cut off."""
+    path = root / name
+    if path.is_symlink() and not _is_inside(root, path):
+        raise InputError(f"{path}: leads out of {root} or to no file; copy the list instead")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

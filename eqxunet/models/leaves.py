@@ -15,12 +15,14 @@ Tree = TypeVar("Tree", bound=PyTree)
 NewLeaves = Mapping[str, Shaped[Array | np.ndarray, "..."]]
 
 
-def named_leaves(tree: PyTree) -> dict[str, Shaped[Array, "..."]]:
-    """Returns every array of a tree by its dotted path."""
-    return {path: leaf for path, leaf in _flatten(tree)[0] if eqx.is_array(leaf)}
+def named_leaves(tree: PyTree) -> dict[str, Shaped[Array, "..."] | jax.ShapeDtypeStruct]:
+    """Returns every array of a tree, or what stands for one, by its dotted path."""
+    return {path: leaf for path, leaf in _flatten(tree)[0] if _is_array(leaf)}
 
 
-def named_state(model: eqx.Module, state: eqx.nn.State) -> dict[str, Shaped[Array, "..."]]:
+def named_state(
+    model: eqx.Module, state: eqx.nn.State
+) -> dict[str, Shaped[Array, "..."] | jax.ShapeDtypeStruct]:
     """Returns every array of a model's state by the dotted path of the layer that owns it."""
     return {
         f"{owner}.{name}": leaf
@@ -70,6 +72,10 @@ def select(arrays: NewLeaves, prefix: str) -> NewLeaves:
 def _state_indices(model: eqx.Module) -> dict[str, eqx.nn.StateIndex]:
     leaves, _ = _flatten(model, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
     return {path: leaf for path, leaf in leaves if isinstance(leaf, eqx.nn.StateIndex)}
+
+
+def _is_array(leaf: PyTree) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _flatten(tree: PyTree, is_leaf=None):
