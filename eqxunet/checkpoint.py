@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 from orbax.checkpoint import v1 as ocp
@@ -49,7 +48,7 @@ def open_checkpoints(directory: Path) -> ocp.training.Checkpointer:
 def save(
     checkpoints: ocp.training.Checkpointer,
     step: int,
-    arrays: Mapping[str, Shaped[Array, "..."]],
+    arrays: Mapping[str, Shaped[Array | np.ndarray, "..."]],
     metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Saves named arrays; the writing goes on in the background, atomically.

@@ -139,9 +139,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, features: tuple[jax.Array, ...], train: bool = True) -> jax.Array:
         s1, s2, s3, x = features
-        for channels, skip in zip(
-            (256, 128, 64, 32, 16), (s3, s2, s1, None, None), strict=True
-        ):
+        for channels, skip in zip((256, 128, 64, 32, 16), (s3, s2, s1, None, None), strict=True):
             x = UpBlock(channels)(x, skip, train=train)
         return nn.Conv(1, (1, 1), padding="SAME")(x)
 

@@ -75,7 +75,7 @@ def main() -> None:
     seconds, corpus = int(sys.argv[1]), Path(sys.argv[2])
     corpus.mkdir(parents=True, exist_ok=True)
     seed(corpus)
-    options = ["-max_len=16384", "-timeout=2", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    options = ["-max_len=16384", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *options, f"-max_total_time={seconds}", str(corpus)], check)
     atheris.Fuzz()
 

@@ -174,10 +174,10 @@ def refusal(folder: Path, data: bytes, *, megabytes: float = 50) -> str:
     path.write_bytes(data)
     tracemalloc.start()
     try:
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(IntegrityError) as caught:
             read_serl(path)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start  # of its own: other work does not count
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

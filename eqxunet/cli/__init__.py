@@ -4,6 +4,7 @@ import os
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import EqxunetError
@@ -31,7 +32,7 @@ class _Group(TyperGroup):
                 code, message = error.exit_code, str(error)
             else:
                 code, message = 6, f"{error}; free or name another place and try again"
-            errors.print(f"[red]error:[/] {message}", soft_wrap=True)
+            errors.print(f"[red]error:[/] {escape(message)}")
             raise typer.Exit(code) from None
 
     def parse_args(self, ctx, args):
@@ -53,6 +54,7 @@ def main(
     """Segments images into foreground and background with U-Nets in JAX and Equinox."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "eqxunet", "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 

@@ -146,6 +146,14 @@ class GroupNorm(eqx.Module):
 
 def max_pool(x: Float[Array, "h w c"], window: int = 2) -> Float[Array, "-(-h//2) -(-w//2) c"]:
     """Max pooling with stride 2 and "SAME" padding: odd sizes round up, padding never wins."""
+    if window == 2:
+        # On CPUs the gradient of reduce_window takes eight times as long as that of four slices.
+        h, w, _ = x.shape
+        x = jnp.pad(x, ((0, h % 2), (0, w % 2), (0, 0)), constant_values=-jnp.inf)
+        top, bottom = x[::2], x[1::2]
+        return jnp.maximum(
+            jnp.maximum(top[:, ::2], top[:, 1::2]), jnp.maximum(bottom[:, ::2], bottom[:, 1::2])
+        )
     return jax.lax.reduce_window(
         x, -jnp.inf, jax.lax.max, (window, window, 1), (2, 2, 1), padding="SAME"
     )
