@@ -71,7 +71,8 @@ def ours(options: Options) -> Callable[[], float]:
     import eqxunet as eu
     from eqxunet.models import build
     from eqxunet.models.flax import from_flax
-    from eqxunet.training import batch_loss, trainable_mask
+    from eqxunet.optimizer import trainable_mask
+    from eqxunet.training import batch_loss
 
     config = eu.TrainConfig()
     model, state = build(eu.ModelConfig(encoder=options.model), key=jax.random.key(0))

@@ -4,7 +4,7 @@ without a word."""
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Shaped
@@ -39,8 +39,9 @@ def open_checkpoints(directory: Path) -> ocp.training.Checkpointer:
         ),
     ]
     return ocp.training.Checkpointer(
-        directory.absolute(),
-        preservation_policy=_policies.AnyPreservationPolicy(keep),
+        str(directory.absolute()),
+        # Orbax declares the protocol with a stricter signature than its own policies have.
+        preservation_policy=_policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
         cleanup_tmp_directories=True,
     )
 
@@ -58,15 +59,16 @@ def save(
     - `metrics`: of this step; checkpoints without any are never the best.
     """
     # Copies, since the next step overwrites the donated originals while these are written.
-    copies = {name: np.array(array) for name, array in arrays.items()}
+    copies: dict[str, Any] = {name: np.array(array) for name, array in arrays.items()}
     digests = {name: _digest(array) for name, array in copies.items()}
+    about: dict[str, Any] = {"schema": SCHEMA, "sha256": digests}
     checkpoints.save_async(
         step,
         copies,
         force=True,  # else a save that is still under way would drop this one
         overwrite=True,
         metrics=dict(metrics) if metrics else None,
-        custom_metadata={"schema": SCHEMA, "sha256": digests},
+        custom_metadata=about,
     )
 
 
@@ -78,7 +80,9 @@ def restore(
     A damaged one is passed over for the next latest or next best. Raises IntegrityError where all
     are damaged, or where a newer eqxunet wrote them.
     """
-    found = sorted(checkpoints.checkpoints, key=lambda checkpoint: checkpoint.step, reverse=True)
+    found: list[Any] = sorted(
+        checkpoints.checkpoints, key=lambda checkpoint: checkpoint.step, reverse=True
+    )
     if which == "best":
         scored = [checkpoint for checkpoint in found if checkpoint.metrics]
         found = sorted(scored, key=lambda c: c.metrics[BEST], reverse=True) or found
@@ -101,10 +105,8 @@ def _load(checkpoints: ocp.training.Checkpointer, step: int) -> dict[str, np.nda
     try:
         metadata = checkpoints.metadata(step)
         described = metadata.metadata
-        note = metadata.custom_metadata
-        template = {
-            name: np.empty(array.shape, array.dtype) for name, array in described.items()
-        }
+        note: Any = metadata.custom_metadata
+        template = {name: np.empty(array.shape, array.dtype) for name, array in described.items()}
         arrays = checkpoints.load(step, template)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"step {step} cannot be read: {error}") from error

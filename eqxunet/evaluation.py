@@ -1,7 +1,7 @@
 """Evaluation: counts of every image under every border policy, reduced to scores afterwards."""
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from .losses import segmentation_loss
 from .metrics import Counts, count
 from .models import AbstractUNet
 
-BORDERS: tuple[Border, ...] = get_args(Border)
+BORDERS: tuple[Border, ...] = ("foreground", "background", "ignore")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def evaluate(
 
     - `progress`: called with how many of how many images are done.
     """
-    losses, counts = [], {policy: [] for policy in BORDERS}
+    losses: list[np.ndarray] = []
+    counts: dict[Border, list[Counts]] = {policy: [] for policy in BORDERS}
     done = 0
     for batch, real in padded_batches(arrays, batch_size):
         batch_losses, batch_counts = jax.device_get(
@@ -67,7 +68,7 @@ def evaluate(
         done += real
         if progress is not None:
             progress(done, len(arrays))
-    joined = {
+    joined: dict[Border, Counts] = {
         policy: jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.int64), *parts)
         for policy, parts in counts.items()
     }
@@ -87,14 +88,14 @@ def forward(
 def _evaluate_batch(
     model: AbstractUNet,
     state: eqx.nn.State,
-    images: UInt8[np.ndarray | Array, "b h w 3"],
-    trimaps: UInt8[np.ndarray | Array, "b h w"],
+    images: UInt8[Array | np.ndarray, "b h w 3"],
+    trimaps: UInt8[Array | np.ndarray, "b h w"],
     threshold: float,
     border: Border,
 ) -> tuple[Float[Array, " b"], dict[Border, Counts]]:
     logits = forward(model, state, to_float(images))
     pred = jax.nn.sigmoid(logits) >= threshold
-    counts = {
+    counts: dict[Border, Counts] = {
         policy: jax.vmap(count)(pred, *foreground(trimaps, policy)) for policy in BORDERS
     }
     losses = jax.vmap(segmentation_loss)(logits, *foreground(trimaps, border))
@@ -135,8 +136,8 @@ def per_image(scores: Scores) -> list[dict[str, Any]]:
 def _reduce(counts: Counts) -> dict[str, Any]:
     pooled = Counts(*(column.sum(keepdims=True) for column in counts))
     return {
-        "iou": _mean_with_interval(counts.iou),
-        "dice": _mean_with_interval(counts.dice),
+        "iou": _mean_with_interval(np.asarray(counts.iou)),
+        "dice": _mean_with_interval(np.asarray(counts.dice)),
         "pooled": {
             "iou": pooled.iou.item(),
             "dice": pooled.dice.item(),

@@ -1,12 +1,10 @@
 """Inference on one image."""
 
-import jax.numpy as jnp
+import equinox as eqx
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy.special import expit
-
-import equinox as eqx
 
 from .data.augment import to_float
 from .evaluation import forward
@@ -29,7 +27,7 @@ def predict(
     h, w, _ = image.shape
     size = (model.size, model.size)
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    logits = forward(model, state, to_float(jnp.asarray(small[None])))[0]
+    logits = forward(model, state, to_float(small[None]))[0]
     # Pillow, since jax.image.resize would compile anew for every size of image.
     large = Image.fromarray(np.asarray(logits)).resize((w, h), Image.Resampling.BILINEAR)
     return expit(np.asarray(large))

@@ -59,13 +59,13 @@ def count(
 
 def iou(
     pred: Shaped[Array | np.ndarray, "h w"], mask: Shaped[Array | np.ndarray, "h w"]
-) -> Float[Array, ""]:
+) -> Float[Array | np.ndarray, ""]:
     """Intersection over union of one predicted mask and the true one; `jax.vmap` for a batch."""
     return count(pred, mask).iou
 
 
 def dice(
     pred: Shaped[Array | np.ndarray, "h w"], mask: Shaped[Array | np.ndarray, "h w"]
-) -> Float[Array, ""]:
+) -> Float[Array | np.ndarray, ""]:
     """Dice coefficient of one predicted mask and the true one; `jax.vmap` for a batch."""
     return count(pred, mask).dice

@@ -80,8 +80,8 @@ def initialise(
     opt_state = fixed.optimizer(trainable).init(trainable)
     zero = jnp.zeros((), jnp.int32)
     # The step donates its buffers, so it must own them.
-    own = jax.tree.map(jnp.copy, (trainable, state, opt_state, zero, zero))
-    return fixed, TrainState(*own)
+    train_state = TrainState(trainable, state, opt_state, zero, zero)
+    return fixed, jax.tree.map(jnp.copy, train_state)
 
 
 def batch_loss(
@@ -131,17 +131,16 @@ def train_step(
     )
     skipped = jnp.where(finite, 0, train_state.skipped + 1)
     iou = jnp.mean(jax.vmap(count)(logits >= 0, mask, counted).iou)
-    return (
-        TrainState(*kept, train_state.step + 1, skipped),
-        StepMetrics(loss, iou, norm, skipped),
-    )
+    trainable, state, opt_state = kept
+    train_state = TrainState(trainable, state, opt_state, train_state.step + 1, skipped)
+    return train_state, StepMetrics(loss, iou, norm, skipped)
 
 
 def _prepare(
     batch: Batch, config: TrainConfig, step: Int[Array, ""]
 ) -> tuple[Float[Array, "b h w 3"], UInt8[Array, "b h w"]]:
     if not config.augment:
-        return to_float(batch.images), batch.trimaps
+        return to_float(batch.images), jnp.asarray(batch.trimaps)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _AUGMENT), step)
     keys = jax.random.split(key, batch.images.shape[0])
     return jax.vmap(lambda image, trimap, key: augment(image, trimap, key=key))(
@@ -174,7 +173,9 @@ def to_arrays(fixed: Fixed, train_state: TrainState) -> dict[str, Shaped[Array, 
         "optimizer": named_leaves(train_state.opt_state),
         "counts": {"step": train_state.step, "skipped": train_state.skipped},
     }
-    return {f"{part}.{name}": leaf for part, leaves in parts.items() for name, leaf in leaves.items()}
+    return {
+        f"{part}.{name}": leaf for part, leaves in parts.items() for name, leaf in leaves.items()
+    }
 
 
 def from_arrays(
@@ -195,4 +196,6 @@ def from_arrays(
     opt_state = replace_leaves(train_state.opt_state, select(arrays, "optimizer"))
     counts = {name: jnp.asarray(leaf) for name, leaf in select(arrays, "counts").items()}
     trainable, frozen = eqx.partition(model, trainable_mask(model, fixed.config))
-    return dataclasses.replace(fixed, frozen=frozen), TrainState(trainable, state, opt_state, **counts)
+    return dataclasses.replace(fixed, frozen=frozen), TrainState(
+        trainable, state, opt_state, **counts
+    )

@@ -106,8 +106,7 @@ def test_a_run_killed_by_a_signal_resumes_to_the_same_end(trained, tmp_path):
     ends = []
     for name in ("whole", "stopped"):
         records = [
-            json.loads(line)
-            for line in (tmp_path / name / "runs" / "a" / "metrics.jsonl").open()
+            json.loads(line) for line in (tmp_path / name / "runs" / "a" / "metrics.jsonl").open()
         ]
         assert [record["epoch"] for record in records] == list(range(1, 41))
         ends.append({key: records[-1][key] for key in ("step", "val/loss", "val/iou", "lr")})

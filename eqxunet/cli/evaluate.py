@@ -25,9 +25,7 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="By default what the run was trained on.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")
-    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = None,
     split: Annotated[Split, typer.Option(help="Which images.")] = "test",
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Probability that counts as foreground.")
@@ -90,7 +88,7 @@ def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
     iou = scores.counts[scores.border].iou
     ranks = np.linspace(0, len(arrays) - 1, min(_PICTURED, len(arrays))).round().astype(int)
     chosen = np.argsort(iou, kind="stable")[ranks]
-    logits = forward(run.model, run.state, to_float(jax.numpy.asarray(arrays.images[chosen])))
+    logits = forward(run.model, run.state, to_float(arrays.images[chosen]))
     save_predictions(
         arrays.images[chosen],
         arrays.trimaps[chosen],

@@ -48,10 +48,11 @@ def train_loop(
     """
     config = fixed.config
     schedule = learning_rate(config, total_steps)
-    step = int(train_state.step)
+    step, started = int(train_state.step), time.perf_counter()
     with _signals() as received, steps_bar(total_steps, step) as bar:
         window: list[StepMetrics] = []
-        for train_state, metrics in fit(fixed, train_state, train_split, total_steps=total_steps):
+        steps = fit(fixed, train_state, train_split, total_steps=total_steps)
+        for train_state, metrics in steps:
             step += 1
             window.append(metrics)
             if len(window) == 2:
@@ -66,13 +67,11 @@ def train_loop(
                 if len(window) > 1:
                     images = (len(window) - 1) * config.batch_size
                     record["images_per_second"] = images / (time.perf_counter() - started)
-                record["lr"] = float(schedule(step - 1))
+                record["lr"] = float(np.asarray(schedule(step - 1)))
                 record |= _validate(fixed, train_state, val_split)
                 records.append(record)
                 best = _best(records)
-                save(
-                    checkpoints, step, to_arrays(fixed, train_state), {BEST: record[BEST]}
-                )
+                save(checkpoints, step, to_arrays(fixed, train_state), {BEST: record[BEST]})
                 append_metrics(directory, record)
                 console.print(_line(record, is_best=best is record))
                 window = []
@@ -115,9 +114,7 @@ def _train_record(window: Sequence[StepMetrics], step: int, epoch_steps: int) ->
 
 def _validate(fixed: Fixed, train_state: TrainState, split: Arrays) -> dict[str, float]:
     model = eqx.nn.inference_mode(fixed.model(train_state))
-    scores = summarise(
-        evaluate(model, train_state.state, split, border=fixed.config.border)
-    )
+    scores = summarise(evaluate(model, train_state.state, split, border=fixed.config.border))
     return {
         "val/loss": scores["loss"],
         "val/iou": scores["iou"]["mean"],
@@ -132,7 +129,7 @@ def _best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _draw(fixed: Fixed, train_state: TrainState, split: Arrays, path: Path) -> None:
     model = eqx.nn.inference_mode(fixed.model(train_state))
     images, trimaps = split.images[:_PICTURED], split.trimaps[:_PICTURED]
-    logits = forward(model, train_state.state, to_float(jax.numpy.asarray(images)))
+    logits = forward(model, train_state.state, to_float(images))
     probabilities = np.asarray(jax.nn.sigmoid(logits))
     save_predictions(images, trimaps, probabilities, split.names[:_PICTURED], path)
 

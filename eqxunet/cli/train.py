@@ -77,7 +77,11 @@ def train(
     config = RunConfig(
         ModelConfig(encoder=encoder, size=size),
         TrainConfig(
-            **{f.name: options[f.name] for f in dataclasses.fields(TrainConfig) if f.name in options}
+            **{
+                f.name: options[f.name]
+                for f in dataclasses.fields(TrainConfig)
+                if f.name in options
+            }
         ),
         data=data,
         data_dir=str(data_dir),
@@ -147,9 +151,7 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     console.print(f"run: {shown(directory)}; score it on the test split with `eval`")
 
 
-def _with_weights(
-    model: "AbstractUNet", config: "RunConfig"
-) -> tuple["AbstractUNet", "RunConfig"]:
+def _with_weights(model: "AbstractUNet", config: "RunConfig") -> tuple["AbstractUNet", "RunConfig"]:
     if config.weights is None:
         return model, config
     from ..models import load_resnet10

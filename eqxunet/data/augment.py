@@ -6,6 +6,7 @@ only. Everything derives from the key.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 SCALE = (0.6, 1.2)
@@ -20,9 +21,9 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, as ITU-R BT.601 has them."""
 
 
-def to_float(image: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+def to_float(image: UInt8[Array | np.ndarray, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
     """Pixels from 0..255 to [0, 1]."""
-    return image.astype(jnp.float32) / 255
+    return jnp.asarray(image, jnp.float32) / 255
 
 
 def augment(

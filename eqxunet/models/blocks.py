@@ -42,9 +42,7 @@ class DownBlock(eqx.Module):
 
     def __call__(
         self, x: Float[Array, "h w c_in"], state: eqx.nn.State
-    ) -> tuple[
-        Float[Array, "-(-h//2) -(-w//2) c_out"], Float[Array, "h w c_out"], eqx.nn.State
-    ]:
+    ) -> tuple[Float[Array, "-(-h//2) -(-w//2) c_out"], Float[Array, "h w c_out"], eqx.nn.State]:
         skip, state = self.block(x, state)
         return max_pool(skip), skip, state
 

@@ -130,7 +130,7 @@ def _gradient_shape(x: Any, g: Any) -> Any:
     return x.update(shape=(3, 3, x.shape[3], g.shape[3]))
 
 
-def _conv_batched(arrays: tuple[Array, Array], axes: tuple[int | None, int | None]):
+def _conv_batched(arrays: tuple[Array, Array], axes: tuple[Any, Any]):
     x, kernel = arrays
     if axes[1] is None:  # the usual case: more examples
         x = jnp.moveaxis(x, axes[0], 0)

@@ -72,9 +72,7 @@ class ResNet10(eqx.Module):
         tuple[ResNetBlock, ...],
     ]
 
-    def __init__(
-        self, stage_sizes: tuple[int, int, int, int] = (1, 1, 1, 1), *, key: PRNGKeyArray
-    ):
+    def __init__(self, stage_sizes: tuple[int, int, int, int] = (1, 1, 1, 1), *, key: PRNGKeyArray):
         key, stem_key = jax.random.split(key)
         self.conv_init = Conv(
             3,

@@ -106,9 +106,7 @@ class ResNetUNet(AbstractUNet):
     decoder: Decoder
     size: int = eqx.field(static=True)
 
-    def __init__(
-        self, stage_sizes: tuple[int, int, int, int], size: int, *, key: PRNGKeyArray
-    ):
+    def __init__(self, stage_sizes: tuple[int, int, int, int], size: int, *, key: PRNGKeyArray):
         encoder_key, decoder_key = jax.random.split(key)
         self.encoder = ResNet10(stage_sizes, key=encoder_key)
         self.decoder = Decoder(key=decoder_key)

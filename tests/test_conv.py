@@ -1,0 +1,173 @@
+"""The convolution against XLA's own, forward and backward, at every layer's shape."""
+
+import jax
+import jax.numpy as jnp
+import parity
+import pytest
+from jax import export, lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from eqxunet.models.conv import conv2d
+
+# (h, w, c_in, c_out) of the 3x3 layers at 128x128, and odd ones.
+LAYERS = [
+    (128, 128, 3, 32),
+    (128, 128, 32, 32),
+    (64, 64, 32, 64),
+    (32, 32, 128, 128),
+    (16, 16, 256, 256),
+    (128, 128, 64, 32),
+    (8, 8, 512, 256),
+    (97, 130, 16, 16),
+    (1, 1, 4, 4),
+    (7, 1, 2, 3),
+]
+
+
+def stock(x, kernel, stride=1, padding="SAME"):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+
+
+def ours(x, kernel, **options):
+    return jax.vmap(lambda example: conv2d(example, kernel, **options))(x)
+
+
+def arrays(h, w, c_in, c_out, batch=2, size=3, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (batch, h, w, c_in), dtype)
+    kernel = jax.random.normal(keys[1], (size, size, c_in, c_out), dtype) / (size * c_in**0.5)
+    return x, kernel, jax.random.normal(keys[2], (batch, h, w, c_out), dtype)
+
+
+def forward_and_gradients(conv):
+    def run(x, kernel, g):
+        out, pull = jax.vjp(conv, x, kernel)
+        return out, *pull(g[:, : out.shape[1], : out.shape[2]])
+
+    return jax.jit(run)
+
+
+def compare(got, want):
+    for name, tolerance, a, b in zip(
+        ("output", "gradient of x", "gradient of the kernel"), (1e-5, 1e-4, 1e-4), got, want,
+        strict=True,
+    ):  # fmt: skip
+        parity.assert_close(a, b, tolerance, name)
+
+
+@pytest.mark.parametrize("shape", LAYERS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_layers(shape, batch):
+    inputs = arrays(*shape, batch=batch)
+    compare(forward_and_gradients(ours)(*inputs), forward_and_gradients(stock)(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (3, {"stride": 2}),
+        (1, {"stride": 2}),
+        (1, {}),
+        (7, {"stride": 2, "padding": ((3, 3), (3, 3))}),
+    ],
+)
+def test_other_kernels_and_strides(size, options):
+    inputs = arrays(18, 21, 4, 6, size=size)
+
+    def other(x, kernel):
+        return stock(x, kernel, **options)
+
+    def mine(x, kernel):
+        return ours(x, kernel, **options)
+
+    compare(forward_and_gradients(mine)(*inputs), forward_and_gradients(other)(*inputs))
+
+
+def test_one_example_without_vmap_or_jit():
+    x, kernel, _ = arrays(9, 11, 4, 6)
+    parity.assert_close(conv2d(x[0], kernel), stock(x, kernel)[0], 1e-5)
+
+
+def test_a_kernel_an_example():
+    x, _, _ = arrays(9, 11, 4, 6)
+    kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 6))
+    want = jnp.stack([stock(x[i : i + 1], kernels[i])[0] for i in range(2)])
+    parity.assert_close(jax.vmap(conv2d)(x, kernels), want, 1e-5)
+
+
+def test_gradient_of_each_example():
+    x, kernel, g = arrays(9, 11, 4, 6)
+
+    def loss(conv):
+        return lambda kernel, x, g: jnp.sum(conv(x[None], kernel)[0] * g)
+
+    got, want = (
+        jax.vmap(jax.grad(loss(conv)), (None, 0, 0))(kernel, x, g) for conv in (ours, stock)
+    )
+    parity.assert_close(got, want, 1e-4)
+
+
+def test_derivatives_of_every_order_and_mode():
+    x, kernel, _ = arrays(5, 6, 2, 3)
+    check_grads(ours, (x, kernel), order=2, atol=1e-2, rtol=1e-2)
+
+
+def test_rematerialised():
+    x, kernel, g = arrays(16, 16, 8, 8)
+    compare(
+        forward_and_gradients(jax.checkpoint(ours))(x, kernel, g),
+        forward_and_gradients(stock)(x, kernel, g),
+    )
+
+
+def test_bfloat16():
+    x, kernel, g = arrays(16, 16, 8, 8, dtype=jnp.bfloat16)
+    got = forward_and_gradients(ours)(x, kernel, g)
+    want = forward_and_gradients(stock)(*(a.astype(jnp.float32) for a in (x, kernel, g)))
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == jnp.bfloat16
+        parity.assert_close(a.astype(jnp.float32), b, 1e-2)
+
+
+def test_lowers_for_cuda_with_xla_convolutions_only():
+    x, kernel, g = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays(16, 16, 8, 8))
+    run = forward_and_gradients(ours)
+    text = export.export(run, platforms=["cuda"])(x, kernel, g).mlir_module()
+    assert text.count("stablehlo.convolution") == 3
+    assert "stablehlo.while" not in text and "dot_general" not in text
+    on_cpu = export.export(run, platforms=["cpu"])(x, kernel, g).mlir_module()
+    assert "dot_general" in on_cpu
+
+
+def test_sharded_over_the_batch(tmp_path):
+    """On two host devices, in a process of its own: the number of devices is fixed at start."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    code = "import test_conv; test_conv._check_sharded()"
+    subprocess.run([sys.executable, "-c", code], check=True, env=env | {"PYTHONPATH": path})
+
+
+def _check_sharded():
+    assert jax.device_count() == 2
+    inputs = arrays(12, 16, 4, 6, batch=4)
+    want = forward_and_gradients(stock)(*inputs)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+    x, kernel, g = inputs
+    over, whole = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())
+    sharded = jax.device_put(x, over), jax.device_put(kernel, whole), jax.device_put(g, over)
+    compare(forward_and_gradients(ours)(*sharded), want)
+
+    def mapped(x, kernel):
+        return jax.shard_map(ours, mesh=mesh, in_specs=(P("batch"), P()), out_specs=P("batch"))(
+            x, kernel
+        )
+
+    compare(forward_and_gradients(mapped)(*inputs), want)
