@@ -10,7 +10,7 @@ from eqxunet.errors import IntegrityError
 def arrays(step):
     rng = np.random.default_rng(step)
     return {
-        "model.conv1.kernel": rng.standard_normal((3, 3, 2, 4)).astype(np.float32),
+        "model.conv1.kernel": rng.standard_normal((3, 3, 64, 64)).astype(np.float32),
         "model.odd values": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
         "counts.step": np.array(step, np.int32),
     }
@@ -29,7 +29,8 @@ def read(directory, which="latest"):
 
 def damage(directory, step):
     """Flips a bit in the middle of the largest file of a step."""
-    path = max((directory / str(step) / "state").rglob("*"), key=lambda p: p.stat().st_size)
+    files = [path for path in (directory / str(step) / "state").rglob("*") if path.is_file()]
+    path = max(files, key=lambda file: file.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

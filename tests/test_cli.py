@@ -33,6 +33,15 @@ def run(cwd, *arguments):
     return process.returncode, stdout, stderr
 
 
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def width(picture):
+    with Image.open(picture) as image:
+        return image.size[0]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder in which a run of two epochs was trained and scored."""
@@ -53,12 +62,12 @@ def test_train_writes_the_run(trained):
     assert (trained / "runs" / "latest").resolve() == directory
     config = json.loads((directory / "config.json").read_text())
     assert config["model"]["encoder"] == "scratch" and config["train"]["seed"] == 0
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").open()]
+    records = lines(directory / "metrics.jsonl")
     assert [record["step"] for record in records] == [3, 6]
     for key in ("epoch", "train/loss", "val/loss", "val/iou", "val/dice", "images_per_second"):
         assert all(key in record for record in records)
     for picture in ("curves.png", "predictions.png"):
-        assert Image.open(directory / picture).size[0] > 400
+        assert width(directory / picture) > 400
 
 
 def test_eval_writes_the_scores(trained):
@@ -71,7 +80,7 @@ def test_eval_writes_the_scores(trained):
     with (out / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24 and list(rows[0])[:3] == ["name", "iou", "dice"]
-    assert Image.open(out / "examples.png").size[0] > 400
+    assert width(out / "examples.png") > 400
 
 
 def test_a_run_loads_and_predicts(trained):
@@ -98,16 +107,13 @@ def test_a_run_killed_by_a_signal_resumes_to_the_same_end(trained, tmp_path):
     _, stderr = process.communicate()
     assert process.returncode == 143, stderr
     assert "--resume goes on" in stderr
-    lines = metrics.read_text().splitlines()
-    assert 1 <= len(lines) < 40
+    assert 1 <= len(lines(metrics)) < 40
     code, stdout, stderr = run(tmp_path / "stopped", "train", "--resume")
     assert code == 0, stderr
     assert "resuming after step" in stdout
     ends = []
     for name in ("whole", "stopped"):
-        records = [
-            json.loads(line) for line in (tmp_path / name / "runs" / "a" / "metrics.jsonl").open()
-        ]
+        records = lines(tmp_path / name / "runs" / "a" / "metrics.jsonl")
         assert [record["epoch"] for record in records] == list(range(1, 41))
         ends.append({key: records[-1][key] for key in ("step", "val/loss", "val/iou", "lr")})
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
