@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,13 +148,19 @@ def locked(directory: Path) -> Iterator[None]:
     Raises BusyError where another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
     try:
-        with FileLock(directory / ".lock", blocking=False):
-            yield
+        lock.acquire(blocking=False)
     except Timeout as error:
         raise BusyError(
             f"{directory}: another process is training in it; wait for it, or name another --run"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if {path.name for path in directory.iterdir()} <= {".lock"}:
+            shutil.rmtree(directory)  # a run that never started leaves nothing
 
 
 def point_latest(directory: Path) -> None:

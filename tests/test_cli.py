@@ -178,3 +178,15 @@ def test_help_is_quick():
         for command in ("train", "eval", "data", "weights"):
             assert command in stdout
     assert min(times) < 1
+
+
+def test_a_run_that_cannot_start_leaves_everything_as_it_was(trained):
+    before = sorted(path.name for path in (trained / "runs").iterdir())
+    code, _, _ = run(trained, *TRAIN, "--overwrite", "--batch-size", 99)
+    assert code == 2
+    arguments = ["--encoder", "resnet10", "--data", "synthetic", "--size", 32]
+    code, _, stderr = run(trained, "train", *arguments, "--weights", ROOT / "LICENSE")
+    assert code == 3, stderr
+    assert sorted(path.name for path in (trained / "runs").iterdir()) == before
+    assert (trained / "runs" / "a" / "metrics.jsonl").exists()
+    assert (trained / "runs" / "latest").resolve().name == "a"

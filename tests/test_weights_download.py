@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from eqxunet.errors import InputError, IntegrityError, UnavailableError
 from eqxunet.weights.download import download
 
-BODY = os.urandom(300_000)
+BODY = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 Answer = Callable[["Handler", int], None]
 

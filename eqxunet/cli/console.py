@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -37,7 +38,7 @@ def progress_bar(
     """
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _progress(*columns) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -52,9 +53,26 @@ def steps_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _progress(*columns) as progress:
         task = progress.add_task("compiling", total=total, completed=done)
         yield lambda step, text: progress.update(task, completed=step, description=text)
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def prepare_oxford(data_dir: Path, archives: Path | None = None) -> None:
+    """Prepares Oxford-IIIT Pet, unless it is there already, with a bar."""
+    # While it is imported, TFDS replaces `__import__`, which the bar's thread would run into.
+    from tensorflow_datasets.datasets.oxford_iiit_pet import (  # noqa: F401
+        oxford_iiit_pet_dataset_builder,
+    )
+
+    from ..data.oxford import prepare
+
+    with progress_bar("preparing oxford_iiit_pet", unit="bytes") as progress:
+        prepare(data_dir, archives=archives, progress=progress)
 
 
 def load(config: "RunConfig", split: "Split") -> "Arrays":
@@ -63,10 +81,7 @@ def load(config: "RunConfig", split: "Split") -> "Arrays":
 
     data_dir = Path(config.data_dir).expanduser()
     if config.data == "oxford_iiit_pet":
-        from ..data.oxford import prepare
-
-        with progress_bar("preparing oxford_iiit_pet", unit="bytes") as progress:
-            prepare(data_dir, progress=progress)
+        prepare_oxford(data_dir)
     with progress_bar(f"decoding {split} images") as progress:
         return load_split(
             config.data,

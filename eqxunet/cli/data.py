@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ..config import DATA_DIR, Split
 from ..errors import InputError
-from .console import console, errors, progress_bar, shown
+from .console import console, errors, prepare_oxford, progress_bar, shown
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepares, checks and shows datasets.")
 
@@ -22,10 +22,7 @@ def prepare(
     data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps its datasets.")] = DATA_DIR,
 ) -> None:
     """Downloads Oxford-IIIT Pet, or takes its archives, and prepares it for training."""
-    from ..data import oxford
-
-    with progress_bar("preparing oxford_iiit_pet", unit="bytes") as progress:
-        oxford.prepare(data_dir.expanduser(), archives=archives, progress=progress)
+    prepare_oxford(data_dir.expanduser(), archives)
     console.print(f"oxford_iiit_pet is ready in {shown(data_dir.expanduser())}")
 
 

@@ -64,8 +64,8 @@ def train_loop(
             _check(shown, config.max_skipped)
             if step % epoch_steps == 0 or step == total_steps:
                 record = _train_record(window, step, epoch_steps)
-                if len(window) > 1:
-                    images = (len(window) - 1) * config.batch_size
+                if len(window) > 2:  # the clock started between the second step's start and its end
+                    images = (len(window) - 2) * config.batch_size
                     record["images_per_second"] = images / (time.perf_counter() - started)
                 record["lr"] = float(np.asarray(schedule(step - 1)))
                 record |= _validate(fixed, train_state, val_split)

@@ -65,7 +65,7 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="Delete what --run holds.")] = False,
 ) -> None:
     """Trains a model and keeps its latest and best checkpoints."""
-    from ..runs import RUNS, RunConfig, locked, new_directory, point_latest
+    from ..runs import RUNS, RunConfig, locked, new_directory
 
     options = context.params
     if encoder == "scratch":
@@ -97,9 +97,6 @@ def train(
         )
     directory = directory.resolve()
     with locked(directory):
-        if overwrite and not resume:
-            _clear(directory)
-        point_latest(directory)
         _train(config, directory, resume)
 
 
@@ -109,7 +106,7 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     from ..checkpoint import open_checkpoints, restore
     from ..data.batches import steps_per_epoch
     from ..models import build
-    from ..runs import keep_metrics_until
+    from ..runs import keep_metrics_until, point_latest
     from ..training import from_arrays, initialise
     from .loop import train_loop
 
@@ -119,7 +116,10 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     model, state = build(config.model, key=jax.random.key(config.train.seed))
     if not resume:
         model, config = _with_weights(model, config)
+        # All that can be wrong with the input was said by now: until here nothing is deleted.
+        _clear(directory)
         config.write(directory)
+    point_latest(directory)
     fixed, train_state = initialise(model, state, config.train, total_steps)
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
     console.print(
