@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..data.source import Split
     from ..runs import RunConfig
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -73,7 +73,7 @@ def train_loop(
                 best = _best(records)
                 save(checkpoints, step, to_arrays(fixed, train_state), {BEST: record[BEST]})
                 append_metrics(directory, record)
-                console.print(_line(record, is_best=best is record))
+                console.print(_line(record, is_best=best is record), soft_wrap=True)
                 window = []
                 if config.patience and record["epoch"] - best["epoch"] >= config.patience:
                     console.print(f"no better epoch in {config.patience}: stopping")
@@ -106,17 +106,26 @@ def _train_record(window: Sequence[StepMetrics], step: int, epoch_steps: int) ->
     return {
         "step": step,
         "epoch": -(-step // epoch_steps),
-        "train/loss": float(np.mean([value.loss for value in finite])) if finite else None,
-        "train/iou": float(np.mean([value.iou for value in finite])) if finite else None,
+        "train/loss": _finite(float(np.mean([value.loss for value in finite]))) if finite else None,
+        "train/iou": _finite(float(np.mean([value.iou for value in finite]))) if finite else None,
         "skipped_steps": len(values) - len(finite),
     }
 
 
-def _validate(fixed: Fixed, train_state: TrainState, split: Arrays) -> dict[str, float]:
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _validate(fixed: Fixed, train_state: TrainState, split: Arrays) -> dict[str, float | None]:
     model = eqx.nn.inference_mode(fixed.model(train_state))
     scores = summarise(evaluate(model, train_state.state, split, border=fixed.config.border))
     return {
-        "val/loss": scores["loss"],
+        "val/loss": _finite(scores["loss"]),
         "val/iou": scores["iou"]["mean"],
         "val/dice": scores["dice"]["mean"],
     }
@@ -138,7 +147,7 @@ def _line(record: dict[str, Any], *, is_best: bool) -> str:
     speed = record.get("images_per_second")
     return (
         f"epoch {record['epoch']:>3}  step {record['step']:>5}  "
-        f"loss {record['train/loss']:.4f}  val loss {record['val/loss']:.4f}  "
+        f"loss {_number(record['train/loss'])}  val loss {_number(record['val/loss'])}  "
         f"IoU {record['val/iou']:.4f}  Dice {record['val/dice']:.4f}"
         + (f"  {speed:.1f} images/s" if speed else "")
         + ("  [green]best[/]" if is_best else "")
@@ -149,7 +158,7 @@ def _print_summary(records: Sequence[dict[str, Any]]) -> None:
     table = Table("", "epoch", "train loss", "val loss", "val IoU", "val Dice")
     for name, record in (("best", _best(records)), ("last", records[-1])):
         values = (record[key] for key in ("train/loss", "val/loss", "val/iou", "val/dice"))
-        table.add_row(name, str(record["epoch"]), *(f"{value:.4f}" for value in values))
+        table.add_row(name, str(record["epoch"]), *map(_number, values))
     console.print(table)
 
 

@@ -125,7 +125,8 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     console.print(
         f"{config.model.encoder} U-Net, {trained:,} trained parameters, on {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}; {len(train_split)} training and {len(val_split)} "
-        f"validation images at {config.model.size} x {config.model.size} pixels"
+        f"validation images at {config.model.size} x {config.model.size} pixels",
+        soft_wrap=True,
     )
     with open_checkpoints(directory / "checkpoints") as checkpoints:
         records = []
@@ -166,7 +167,9 @@ def _with_weights(model: "AbstractUNet", config: "RunConfig") -> tuple["Abstract
     model = load_resnet10(model, path)
     identity = identify(path)
     kind = "SERL's release" if identity.known else "unverified, not SERL's release"
-    console.print(f"the encoder's weights: {shown(path)}, {kind}, sha256 {identity.sha256}")
+    console.print(
+        f"the encoder's weights: {shown(path)}, {kind}, sha256 {identity.sha256}", soft_wrap=True
+    )
     weights = {"source": source, "sha256": identity.sha256, "known_release": identity.known}
     return model, dataclasses.replace(config, weights=weights)
 

@@ -27,7 +27,9 @@ def download(
 
     with progress_bar("downloading", unit="bytes") as progress:
         path = fetch_release(directory, url=url, progress=progress)
-    console.print(f"{shown(path)}: SERL's release, sha256 {RELEASE.sha256}", markup=False)
+    console.print(
+        f"{shown(path)}: SERL's release, sha256 {RELEASE.sha256}", markup=False, soft_wrap=True
+    )
 
 
 @weights_app.command()
@@ -38,7 +40,9 @@ def verify(file: File) -> None:
 
     identity = verify_release(file)
     read_serl(file)
-    console.print(f"{shown(file)}: SERL's release, sha256 {identity.sha256}", markup=False)
+    console.print(
+        f"{shown(file)}: SERL's release, sha256 {identity.sha256}", markup=False, soft_wrap=True
+    )
 
 
 @weights_app.command()
@@ -50,7 +54,11 @@ def convert(
     from ..weights.convert import convert as convert_file
 
     source = convert_file(file, out)
-    console.print(f"{shown(out)}: written and read back; source: {_identity(source)}", markup=False)
+    console.print(
+        f"{shown(out)}: written and read back; source: {_identity(source)}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @weights_app.command()
@@ -59,21 +67,22 @@ def show(file: File) -> None:
     import hashlib
 
     import numpy as np
+    from rich import box
     from rich.table import Table
 
     from ..weights import identify, read_serl
 
-    table = Table("array", "shape", "norm", "sha256[:16]")
+    table = Table("array", "shape", "norm", r"sha256\[:16]", box=box.SIMPLE_HEAD)
     for name, array in read_serl(file).items():
         norm = np.linalg.norm(array.astype(np.float64))
         table.add_row(
             name,
-            " x ".join(map(str, array.shape)),
+            "x".join(map(str, array.shape)),
             f"{norm:.4f}",
             hashlib.sha256(array.tobytes()).hexdigest()[:16],
         )
     console.print(table)
-    console.print(f"{shown(file)}: {_identity(identify(file))}", markup=False)
+    console.print(f"{shown(file)}: {_identity(identify(file))}", markup=False, soft_wrap=True)
 
 
 def _identity(identity: "Identity") -> str:

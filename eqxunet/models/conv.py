@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -96,12 +97,15 @@ def _split_gradient(
         return total, None
 
     pairs = (x.reshape(-1, images, h, w, c_in), g.reshape(-1, images, h, w, c_out))
-    total, _ = lax.scan(products, jnp.zeros((halves, 3 * c_in, 3 * c_out), jnp.float32), pairs)
+    zeros = jnp.zeros((halves, 3 * c_in, 3 * c_out), jnp.float32)
+    total, _ = lax.scan(products, _vary_alike(zeros, x)[0], pairs)
     total = jnp.sum(total, axis=0).reshape(3, c_in, 3, c_out)
     return total.transpose(2, 0, 1, 3).astype(x.dtype)
 
 
-def _turned(kernel: Float[Array, "3 3 c_in c_out"]) -> Float[Array, "3 3 c_out c_in"]:
+def _turned(
+    kernel: Float[Array | np.ndarray, "3 3 c_in c_out"],
+) -> Float[Array | np.ndarray, "3 3 c_out c_in"]:
     """The kernel of the adjoint: turned by 180 degrees, channels swapped."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
