@@ -1,6 +1,6 @@
 """2D convolution of one example, channels last, with fast gradients on CPUs.
 
-XLA's CPU convolution is fast forward but computes the kernel's gradient at a tenth of a matrix
+XLA's CPU convolution is fast forward but computes the kernel's gradient far below a matrix
 product's speed. So 3x3 convolution is a primitive of its own here: it sees the whole batch where
 `jax.vmap` maps it, differentiates into two more of its kind, and has its own lowering on CPUs.
 Other platforms get XLA's own convolutions. As a primitive rather than a `jax.custom_vjp`, it sums
