@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 CHECKED = (
     "data",
     "weights",
+    "kernels",
     "models",
     "losses",
     "metrics",

@@ -10,7 +10,7 @@ import eqxunet
 PACKAGE = Path(eqxunet.__file__).parent
 ORDER = [
     {"errors", "config"},
-    {"data", "weights"},
+    {"data", "weights", "kernels"},
     {"models"},
     {"losses", "metrics"},
     {"optimizer", "checkpoint"},

@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .conv import conv2d
-
-Padding = str | tuple[tuple[int, int], tuple[int, int]]
+from .conv import Padding, conv2d
 
 
 class Conv(eqx.Module):
@@ -21,7 +19,7 @@ class Conv(eqx.Module):
     kernel: Float[Array, "k k c_in c_out"]
     bias: Float[Array, " c_out"] | None
     stride: int = eqx.field(static=True)
-    padding: Padding = eqx.field(static=True)
+    padding: str | Padding = eqx.field(static=True)
 
     def __init__(
         self,
@@ -30,7 +28,7 @@ class Conv(eqx.Module):
         *,
         kernel_size: int = 3,
         stride: int = 1,
-        padding: Padding = "SAME",
+        padding: str | Padding = "SAME",
         use_bias: bool = False,
         kernel_init: jax.nn.initializers.Initializer | None = None,
         key: PRNGKeyArray,

@@ -1,0 +1,290 @@
+// 2D convolution for CPUs, channels last, as XLA custom calls (XLA's FFI, on XLA's own threads).
+//
+// A row of the input, padded, holds for output pixel p the kw * c_in values that one row of the
+// kernel weighs, contiguous and stride * c_in apart from those of p + 1. So both directions are
+// small matrix products over rows copied into a padded buffer, and nothing is unfolded (im2col):
+//
+//   forward     out[p, o]    += row[p * step + k] * kernel[k, o]
+//   gradient    kernel[k, o] += row[p * step + k] * g[p, o]
+//
+// Each keeps a tile of sums in vector registers. Every sum has a fixed order, whatever the number
+// of threads, so results are reproducible to the bit.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using Size = int64_t;
+using Tensor = ffi::Buffer<ffi::F32, 4>;
+using Result = ffi::ResultBuffer<ffi::F32, 4>;
+
+namespace {
+
+// A tile is kTile x 2 vectors: as many as the registers of the instruction set hold.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTile = 8;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTile = 6;
+#else
+constexpr int kLanes = 4, kTile = 8;
+#endif
+constexpr int kBlock = 2 * kLanes;
+constexpr Size kCacheBytes = 1 << 18;  // of a core's L2 that the rows at work may fill
+constexpr Size kMaxSlots = 16;         // partial sums of a gradient
+
+typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline Vec& at(float* p) { return *reinterpret_cast<Vec*>(p); }
+inline const Vec& at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+
+Size ceil_div(Size a, Size b) { return (a + b - 1) / b; }
+Size round_up(Size a, Size b) { return ceil_div(a, b) * b; }
+
+// Calls body(i, local) for i in [0, count) on the caller's thread and those of the pool that are
+// free; local is what make_local() returned on that thread. Waits for bodies that started, never
+// for a thread, so it cannot deadlock where the caller is one of the pool's.
+template <class MakeLocal, class Body>
+void parallel_for(ffi::ThreadPool pool, Size count, MakeLocal make_local, Body body) {
+  struct Progress {
+    std::atomic<Size> next{0};
+    Size done = 0;
+    std::mutex mutex;
+    std::condition_variable finished;
+  };
+  auto progress = std::make_shared<Progress>();
+  auto work = [=] {
+    Size i = progress->next.fetch_add(1), mine = 0;
+    if (i >= count) return;
+    auto local = make_local();
+    for (; i < count; i = progress->next.fetch_add(1), ++mine) body(i, local);
+    std::lock_guard<std::mutex> lock(progress->mutex);
+    if ((progress->done += mine) == count) progress->finished.notify_all();
+  };
+  for (Size i = 1; i < std::min<Size>(pool.num_threads(), count); ++i)
+    pool.Schedule([work] { work(); });
+  work();
+  std::unique_lock<std::mutex> lock(progress->mutex);
+  progress->finished.wait(lock, [&] { return progress->done == count; });
+}
+
+struct Geometry {
+  Size n, h, w, c_in, h_out, w_out, c_out, kernel, stride, top, left;
+
+  Size step() const { return stride * c_in; }            // from one output pixel's row to the next
+  Size taps() const { return kernel * c_in; }            // values of a row that one pixel weighs
+  Size rows_in(Size rows) const { return (rows - 1) * stride + kernel; }
+  Size padded() const { return (round_up(w_out, kTile) * stride + kernel) * c_in + kTile; }
+};
+
+// Consecutive rows of one image between columns of zeros.
+class Rows {
+ public:
+  Rows(const Geometry& g, Size rows) : g_(g), data_(g.rows_in(rows) * g.padded(), 0.0f) {}
+
+  // Loads what the output rows [top, top + rows) read.
+  void load(const float* image, Size top, Size rows) {
+    Size width = std::min(g_.w * g_.c_in, g_.padded() - g_.left * g_.c_in);
+    for (Size r = 0; r < g_.rows_in(rows); ++r) {
+      Size y = top * g_.stride - g_.top + r;
+      float* to = data_.data() + r * g_.padded() + g_.left * g_.c_in;
+      if (0 <= y && y < g_.h)
+        std::memcpy(to, image + y * g_.w * g_.c_in, width * sizeof(float));
+      else
+        std::memset(to, 0, width * sizeof(float));
+    }
+  }
+
+  // What the first kernel row reads for pixel 0 of output row r, counted from top.
+  const float* operator[](Size r) const { return data_.data() + r * g_.stride * g_.padded(); }
+
+ private:
+  Geometry g_;
+  std::vector<float> data_;
+};
+
+// Sums kTile pixels of V vectors of channels, and stores the first `pixels` x `channels` of them.
+template <int V>
+void forward_tile(const float* rows, const Geometry& g, const float* kernel, float* out,
+                  Size pixels, Size channels) {
+  Vec sum[kTile][V] = {};
+  for (Size kh = 0; kh < g.kernel; ++kh, rows += g.padded())
+    for (Size k = 0; k < g.taps(); ++k, kernel += kBlock) {
+#pragma GCC unroll 16
+      for (int p = 0; p < kTile; ++p) {
+        Vec x = rows[p * g.step() + k] - Vec{};
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sum[p][v] += x * at(kernel + v * kLanes);
+      }
+    }
+  if (pixels >= kTile && channels == V * kLanes) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kTile; ++p)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) at(out + p * g.c_out + v * kLanes) = sum[p][v];
+  } else {
+    for (Size p = 0; p < std::min<Size>(pixels, kTile); ++p)
+      std::memcpy(out + p * g.c_out, sum[p], channels * sizeof(float));
+  }
+}
+
+// Adds, over some output rows, kTile values of a kernel row by V vectors of channels to `total`.
+template <int V>
+void gradient_tile(const float* x, Size x_row, Size step, const float* g, Size channels,
+                   Size rows, Size width, float* total) {
+  Vec sum[kTile][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[i][v] = at(total + i * channels + v * kLanes);
+  for (Size r = 0; r < rows; ++r) {
+    const float* row = x + r * x_row;
+    for (Size p = 0; p < width; ++p, row += step, g += channels) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTile; ++i) {
+        Vec b = row[i] - Vec{};
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sum[i][v] += b * at(g + v * kLanes);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTile; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) at(total + i * channels + v * kLanes) = sum[i][v];
+}
+
+Geometry geometry(Tensor x, Tensor out, Size kernel, Size stride, Size top, Size left) {
+  auto in = x.dimensions(), result = out.dimensions();
+  return {in[0], in[1], in[2], in[3], result[1], result[2], result[3], kernel, stride, top, left};
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Tensor x, Tensor kernel, Result out, Size stride,
+                   Size top, Size left) {
+  const Geometry g = geometry(x, *out, kernel.dimensions()[0], stride, top, left);
+  if (x.element_count() == 0 || out->element_count() == 0) return ffi::Error::Success();
+  // Blocks of channels one after another, each contiguous and filled up with zeros.
+  const Size blocks = ceil_div(g.c_out, kBlock), values = g.kernel * g.taps();
+  std::unique_ptr<float[]> packed(new float[blocks * values * kBlock]);
+  float* kernels = packed.get();
+  const float* unpacked = kernel.typed_data();
+  parallel_for(
+      pool, blocks, [] { return 0; },
+      [=](Size b, int) {
+        Size channels = std::min<Size>(kBlock, g.c_out - b * kBlock);
+        for (Size i = 0; i < values; ++i) {
+          const float* from = unpacked + i * g.c_out + b * kBlock;
+          float* to = kernels + (b * values + i) * kBlock;
+          std::fill(std::copy(from, from + channels, to), to + kBlock, 0.0f);
+        }
+      });
+
+  const Size rows = std::clamp<Size>(kCacheBytes / (g.padded() * stride * 4), 1, g.h_out);
+  const Size chunks = ceil_div(g.h_out, rows);
+  const float* images = x.typed_data();
+  float* result = out->typed_data();
+  parallel_for(
+      pool, g.n * chunks, [=] { return Rows(g, rows); },
+      [=](Size task, Rows& in) {
+        Size image = task / chunks, top = task % chunks * rows;
+        Size count = std::min(rows, g.h_out - top);
+        in.load(images + image * g.h * g.w * g.c_in, top, count);
+        for (Size c = 0; c < g.c_out; c += kBlock) {
+          const float* block = kernels + c * values;
+          Size channels = std::min<Size>(kBlock, g.c_out - c);
+          auto tile = channels > kLanes ? forward_tile<2> : forward_tile<1>;
+          for (Size r = 0; r < count; ++r)
+            for (Size p = 0; p < g.w_out; p += kTile)
+              tile(in[r] + p * g.step(), g, block,
+                   result + ((image * g.h_out + top + r) * g.w_out + p) * g.c_out + c,
+                   g.w_out - p, channels);
+        }
+      });
+  return ffi::Error::Success();
+}
+
+ffi::Error Gradient(ffi::ThreadPool pool, Tensor x, Tensor g_out, Result out, Size stride,
+                    Size top, Size left) {
+  const Geometry g = geometry(x, g_out, out->dimensions()[0], stride, top, left);
+  // Sizes of a slot's partial sums, rounded up to whole tiles.
+  const Size taps = round_up(g.taps(), kTile), channels = round_up(g.c_out, kLanes);
+  const Size size = g.kernel * taps * channels;
+  const Size pass = std::max<Size>(1, 128 / std::max<Size>(1, g.w_out));  // rows a tile sums over
+  const Size row_bytes = (g.padded() * stride + g.w_out * channels) * 4;
+  const Size rows = std::max(pass, std::min(kCacheBytes / row_bytes / pass * pass, g.h_out));
+  const Size chunks = ceil_div(g.h_out, rows), tasks = g.n * chunks;
+  // By the shapes alone: the order of the sums must not depend on the threads.
+  const Size slots =
+      std::min({std::max<Size>(2, g.n * g.h_out * g.w_out / 1024), tasks, kMaxSlots});
+  std::vector<float> totals(slots * size, 0.0f);
+  float* sums = totals.data();
+  const float* images = x.typed_data();
+  const float* gradients = g_out.typed_data();
+  struct Local {
+    Rows in;
+    std::vector<float> g;  // with whole vectors of channels, where it hasn't any
+  };
+  parallel_for(
+      pool, slots,
+      [=] {
+        bool whole = channels == g.c_out;
+        return Local{Rows(g, rows), std::vector<float>(whole ? 0 : rows * g.w_out * channels)};
+      },
+      [=](Size slot, Local& local) {
+        float* total = sums + slot * size;
+        for (Size task = slot * tasks / slots; task < (slot + 1) * tasks / slots; ++task) {
+          Size image = task / chunks, top = task % chunks * rows;
+          Size count = std::min(rows, g.h_out - top);
+          local.in.load(images + image * g.h * g.w * g.c_in, top, count);
+          const float* from = gradients + (image * g.h_out + top) * g.w_out * g.c_out;
+          if (!local.g.empty()) {
+            for (Size p = 0; p < count * g.w_out; ++p)
+              std::memcpy(&local.g[p * channels], from + p * g.c_out, g.c_out * sizeof(float));
+            from = local.g.data();
+          }
+          for (Size r = 0; r < count; r += pass)
+            for (Size c = 0; c < channels; c += kBlock) {
+              auto tile = channels - c > kLanes ? gradient_tile<2> : gradient_tile<1>;
+              for (Size kh = 0; kh < g.kernel; ++kh)
+                for (Size k = 0; k < g.taps(); k += kTile)
+                  tile(local.in[r] + kh * g.padded() + k, stride * g.padded(), g.step(),
+                       from + r * g.w_out * channels + c, channels, std::min(pass, count - r),
+                       g.w_out, total + (kh * taps + k) * channels + c);
+            }
+        }
+      });
+  float* result = out->typed_data();
+  parallel_for(
+      pool, g.kernel * g.taps(), [] { return 0; },
+      [=](Size i, int) {
+        const float* from = sums + (i / g.taps() * taps + i % g.taps()) * channels;
+        float* to = result + i * g.c_out;
+        std::copy(from, from + g.c_out, to);
+        for (Size s = 1; s < slots; ++s)
+          for (Size c = 0; c < g.c_out; ++c) to[c] += from[s * size + c];
+      });
+  return ffi::Error::Success();
+}
+
+auto binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Tensor>()
+      .Arg<Tensor>()
+      .Ret<Tensor>()
+      .Attr<Size>("stride")
+      .Attr<Size>("top")
+      .Attr<Size>("left");
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d, Forward, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_kernel_gradient, Gradient, binding());
