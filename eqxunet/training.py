@@ -1,6 +1,8 @@
 """Training: the one compiled step, and the loop that yields after each."""
 
+import ctypes
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -158,10 +160,22 @@ def fit(
     """
     config = fixed.config
     start = int(train_state.step)
+    if start >= total_steps:
+        return
     stream = batches(arrays, config.batch_size, seed=config.seed, start=start)
+    batch = next(stream)
+    step = train_step.lower((fixed, batch), train_state).compile()
+    _return_freed_memory()  # what compiling took would be held beside the first step's
     for _ in range(start, total_steps):
-        train_state, metrics = train_step((fixed, next(stream)), train_state)
+        train_state, metrics = step((fixed, batch), train_state)
+        batch = next(stream)  # ready before the device is
         yield train_state, metrics
+
+
+def _return_freed_memory() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def to_arrays(fixed: Fixed, train_state: TrainState) -> dict[str, Shaped[Array, "..."]]:

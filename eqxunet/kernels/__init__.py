@@ -19,8 +19,8 @@ from pathlib import Path
 import jax
 import jaxlib
 
-TARGETS = {"conv2d": "eqxunet_conv2d", "conv2d_kernel_gradient": "eqxunet_conv2d_kernel_gradient"}
-"""XLA's name of each function of the library."""
+KERNELS = ("conv2d", "conv2d_input_gradient", "conv2d_kernel_gradient")
+"""Functions of the library; XLA knows each as `eqxunet_` and this name."""
 
 _SOURCE = Path(__file__).with_name("conv.cc")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
@@ -45,8 +45,9 @@ def is_native() -> bool:
             stacklevel=2,
         )
         return False
-    for name, target in TARGETS.items():
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(library[name]), platform="cpu")
+    for name in KERNELS:
+        capsule = jax.ffi.pycapsule(library[name])
+        jax.ffi.register_ffi_target(f"eqxunet_{name}", capsule, platform="cpu")
     return True
 
 

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -28,13 +29,14 @@ using Result = ffi::ResultBuffer<ffi::F32, 4>;
 
 namespace {
 
-// A tile is kTile x 2 vectors: as many as the registers of the instruction set hold.
+// A tile of sums is kTile pixels, or kTaps values of a kernel row, by 2 vectors of channels: as many
+// as the registers of the instruction set hold beside their operands.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kTile = 8;
+constexpr int kLanes = 16, kTile = 8, kTaps = 12;
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kTile = 6;
+constexpr int kLanes = 8, kTile = 6, kTaps = 6;
 #else
-constexpr int kLanes = 4, kTile = 8;
+constexpr int kLanes = 4, kTile = 8, kTaps = 8;
 #endif
 constexpr int kBlock = 2 * kLanes;
 constexpr Size kCacheBytes = 1 << 18;  // of a core's L2 that the rows at work may fill
@@ -47,6 +49,15 @@ inline const Vec& at(const float* p) { return *reinterpret_cast<const Vec*>(p); 
 
 Size ceil_div(Size a, Size b) { return (a + b - 1) / b; }
 Size round_up(Size a, Size b) { return ceil_div(a, b) * b; }
+
+// Vectors that cross a cache line load at half the speed.
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+Floats aligned(Size count) {
+  return Floats(static_cast<float*>(std::aligned_alloc(64, round_up(count * sizeof(float), 64))));
+}
 
 // Calls body(i, local) for i in [0, count) on the caller's thread and those of the pool that are
 // free; local is what make_local() returned on that thread. Waits for bodies that started, never
@@ -81,7 +92,7 @@ struct Geometry {
   Size step() const { return stride * c_in; }            // from one output pixel's row to the next
   Size taps() const { return kernel * c_in; }            // values of a row that one pixel weighs
   Size rows_in(Size rows) const { return (rows - 1) * stride + kernel; }
-  Size padded() const { return (round_up(w_out, kTile) * stride + kernel) * c_in + kTile; }
+  Size padded() const { return (round_up(w_out, kTile) * stride + kernel) * c_in + kTaps; }
 };
 
 // Consecutive rows of one image between columns of zeros.
@@ -139,16 +150,16 @@ void forward_tile(const float* rows, const Geometry& g, const float* kernel, flo
 template <int V>
 void gradient_tile(const float* x, Size x_row, Size step, const float* g, Size channels,
                    Size rows, Size width, float* total) {
-  Vec sum[kTile][V];
+  Vec sum[kTaps][V];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTile; ++i)
+  for (int i = 0; i < kTaps; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) sum[i][v] = at(total + i * channels + v * kLanes);
   for (Size r = 0; r < rows; ++r) {
     const float* row = x + r * x_row;
     for (Size p = 0; p < width; ++p, row += step, g += channels) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kTile; ++i) {
+      for (int i = 0; i < kTaps; ++i) {
         Vec b = row[i] - Vec{};
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) sum[i][v] += b * at(g + v * kLanes);
@@ -156,7 +167,7 @@ void gradient_tile(const float* x, Size x_row, Size step, const float* g, Size c
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTile; ++i)
+  for (int i = 0; i < kTaps; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) at(total + i * channels + v * kLanes) = sum[i][v];
 }
@@ -172,7 +183,7 @@ ffi::Error Forward(ffi::ThreadPool pool, Tensor x, Tensor kernel, Result out, Si
   if (x.element_count() == 0 || out->element_count() == 0) return ffi::Error::Success();
   // Blocks of channels one after another, each contiguous and filled up with zeros.
   const Size blocks = ceil_div(g.c_out, kBlock), values = g.kernel * g.taps();
-  std::unique_ptr<float[]> packed(new float[blocks * values * kBlock]);
+  Floats packed = aligned(blocks * values * kBlock);
   float* kernels = packed.get();
   const float* unpacked = kernel.typed_data();
   parallel_for(
@@ -210,11 +221,53 @@ ffi::Error Forward(ffi::ThreadPool pool, Tensor x, Tensor kernel, Result out, Si
   return ffi::Error::Success();
 }
 
-ffi::Error Gradient(ffi::ThreadPool pool, Tensor x, Tensor g_out, Result out, Size stride,
-                    Size top, Size left) {
+// The input's gradient where windows neither overlap nor leave gaps (stride = kernel, no padding):
+// a row of g times one kernel row is one row of the result.
+ffi::Error InputGradient(ffi::ThreadPool pool, Tensor g_out, Tensor kernel, Result out, Size stride,
+                         Size, Size) {
+  auto d = g_out.dimensions();
+  const Size c_in = out->dimensions()[3];
+  const Geometry g{d[0], d[1], d[2], d[3], d[1], d[2], stride * c_in, 1, 1, 0, 0};
+  const Size width = round_up(g.c_out, kBlock);
+  Floats packed = aligned(stride * width * g.c_in);
+  std::fill_n(packed.get(), stride * width * g.c_in, 0.0f);
+  const float* from = kernel.typed_data();
+  for (Size kh = 0; kh < stride; ++kh)
+    for (Size i = 0; i < g.c_out; ++i)
+      for (Size o = 0; o < g.c_in; ++o)
+        packed[(kh * width + i / kBlock * kBlock) * g.c_in + o * kBlock + i % kBlock] = *from++;
+
+  const Size rows = std::clamp<Size>(kCacheBytes / (g.padded() * 4), 1, g.h);
+  const Size chunks = ceil_div(g.h, rows);
+  const float* gradients = g_out.typed_data();
+  const float* kernels = packed.get();
+  float* result = out->typed_data();
+  parallel_for(
+      pool, g.n * chunks, [=] { return Rows(g, rows); },
+      [=](Size task, Rows& in) {
+        Size image = task / chunks, top = task % chunks * rows;
+        Size count = std::min(rows, g.h - top);
+        in.load(gradients + image * g.h * g.w * g.c_in, top, count);
+        for (Size kh = 0; kh < stride; ++kh)
+          for (Size c = 0; c < g.c_out; c += kBlock) {
+            Size channels = std::min<Size>(kBlock, g.c_out - c);
+            auto tile = channels > kLanes ? forward_tile<2> : forward_tile<1>;
+            for (Size r = 0; r < count; ++r)
+              for (Size p = 0; p < g.w; p += kTile) {
+                Size row = (image * g.h + top + r) * stride + kh;
+                tile(in[r] + p * g.step(), g, kernels + (kh * width + c) * g.c_in,
+                     result + (row * g.w + p) * g.c_out + c, g.w - p, channels);
+              }
+          }
+      });
+  return ffi::Error::Success();
+}
+
+ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor g_out, Result out, Size stride,
+                          Size top, Size left) {
   const Geometry g = geometry(x, g_out, out->dimensions()[0], stride, top, left);
   // Sizes of a slot's partial sums, rounded up to whole tiles.
-  const Size taps = round_up(g.taps(), kTile), channels = round_up(g.c_out, kLanes);
+  const Size taps = round_up(g.taps(), kTaps), channels = round_up(g.c_out, kLanes);
   const Size size = g.kernel * taps * channels;
   const Size pass = std::max<Size>(1, 128 / std::max<Size>(1, g.w_out));  // rows a tile sums over
   const Size row_bytes = (g.padded() * stride + g.w_out * channels) * 4;
@@ -253,7 +306,7 @@ ffi::Error Gradient(ffi::ThreadPool pool, Tensor x, Tensor g_out, Result out, Si
             for (Size c = 0; c < channels; c += kBlock) {
               auto tile = channels - c > kLanes ? gradient_tile<2> : gradient_tile<1>;
               for (Size kh = 0; kh < g.kernel; ++kh)
-                for (Size k = 0; k < g.taps(); k += kTile)
+                for (Size k = 0; k < g.taps(); k += kTaps)
                   tile(local.in[r] + kh * g.padded() + k, stride * g.padded(), g.step(),
                        from + r * g.w_out * channels + c, channels, std::min(pass, count - r),
                        g.w_out, total + (kh * taps + k) * channels + c);
@@ -287,4 +340,5 @@ auto binding() {
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d, Forward, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_kernel_gradient, Gradient, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_input_gradient, InputGradient, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_kernel_gradient, KernelGradient, binding());

@@ -1,15 +1,18 @@
 """2D convolution of one example, channels last, fast on CPUs.
 
 XLA's CPU convolution runs at a third to a half of a matrix product's speed forward, and far below
-for the kernel's gradient. So convolution is a primitive of its own here: it sees the whole batch
-where `jax.vmap` maps it, differentiates into two more of its kind, and is lowered to native kernels
-(`eqxunet.kernels`) on CPUs; other platforms get XLA's own convolutions. As a primitive rather than
-a `jax.custom_vjp`, it sums the kernel's gradient over the batch as it goes; a rule that sees one
-example has to write each example's.
+for the kernel's gradient. So convolution is a primitive of its own here, lowered to native kernels
+(`eqxunet.kernels`) on CPUs and to XLA's own convolutions elsewhere. It is one of three, the ways to
+contract x, kernel and y of the trilinear form sum(y * conv(x, kernel)) for the third; each is
+bilinear, and its derivatives are the other two.
+
+As primitives rather than a `jax.custom_vjp`, they see the whole batch where `jax.vmap` maps them,
+so the kernel's gradient is summed over it as it is computed. A rule that sees one example has to
+write each example's.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +22,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from ..kernels import TARGETS, is_native
+from ..kernels import is_native
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Pixels whose products one matrix multiplication sums: its operands then fit in a core's L2.
-_PIXELS = 2048
 # Narrower outputs do not fill the native kernels' tiles, and XLA's own are faster.
 _NARROW = 8
+# Pixels whose products one matrix multiplication sums: its operands then fit in a core's L2.
+_PIXELS = 2048
 
 
 def conv2d(
@@ -42,50 +45,112 @@ def conv2d(
 
     - `padding`: `"SAME"`, `"VALID"`, or ((above, below), (left, right)) in pixels.
     """
-    size = kernel.shape[0]
-    if size == 1 and padding in ("SAME", "VALID"):
-        return x[::stride, ::stride] @ kernel[0, 0]
+    (h, w, _), size = x.shape, kernel.shape[0]
     if isinstance(padding, str):
-        (above, left) = lax.padtype_to_pads(x.shape[:2], (size, size), (stride, stride), padding)
+        above, left = lax.padtype_to_pads((h, w), (size, size), (stride, stride), padding)
         padding = (tuple(above), tuple(left))
+    if size == 1 and padding == ((0, 0), (0, 0)):
+        return x[::stride, ::stride] @ kernel[0, 0]
     x, kernel = _vary_alike(x[None], kernel)
-    return _conv_p.bind(x, kernel, stride=stride, padding=padding)[0]
+    return _conv_p.bind(x, kernel, window=_Window(size, stride, padding, (h, w)))[0]
 
 
-def _stock(
-    x: Float[Array, "n h w c_in"],
-    kernel: Float[Array, "k k c_in c_out"],
-    *,
-    stride: int,
-    padding: Padding,
-) -> Float[Array, "n h_out w_out c_out"]:
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+def conv2d_transpose(
+    y: Float[Array, "h w c_in"], kernel: Float[Array, "k k c_in c_out"]
+) -> Float[Array, "k*h k*w c_out"]:
+    """Transposed convolution with stride k, as Flax's default: it does not flip the kernel.
+
+    Windows do not overlap: output pixel (k i + a, k j + b) uses `kernel[k - 1 - a, k - 1 - b]`.
+    """
+    (h, w, _), size = y.shape, kernel.shape[0]
+    y, kernel = _vary_alike(y[None], _turned(kernel))
+    window = _Window(size, size, ((0, 0), (0, 0)), (size * h, size * w))
+    return _input_gradient_p.bind(y, kernel, window=window)[0]
 
 
-def _stock_input_gradient(
-    g: Float[Array, "n h_out w_out c_out"],
-    kernel: Float[Array, "k k c_in c_out"],
-    *,
-    shape: tuple[int, ...],
-    **window: Any,
-) -> Float[Array, "n h w c_in"]:
-    x = jax.ShapeDtypeStruct(shape, g.dtype)
-    (gradient,) = jax.linear_transpose(lambda x: _stock(x, kernel, **window), x)(g)
-    return gradient
+class _Window(NamedTuple):
+    """How y = conv(x, kernel) slides: `size` of the kernel, and height and width of x."""
+
+    size: int
+    stride: int
+    padding: Padding
+    shape: tuple[int, int]
+
+    def conv(self, x: Any, kernel: Any) -> Array:
+        strides, numbers = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=numbers)
+
+    @property
+    def tiles(self) -> bool:
+        """Whether windows neither overlap nor leave gaps, which makes all three a product."""
+        whole = all(n % self.size == 0 for n in self.shape)
+        return whole and self.stride == self.size and self.padding == ((0, 0), (0, 0))
+
+    def split(self, x: Any) -> Array:
+        """x as (n, h_out, k, w_out, k, c)."""
+        n, h, w, c = x.shape
+        return x.reshape(n, h // self.size, self.size, w // self.size, self.size, c)
+
+    def y_shape(self) -> list[int]:
+        return [
+            (n + sum(padding) - self.size) // self.stride + 1
+            for n, padding in zip(self.shape, self.padding, strict=True)
+        ]
 
 
-def _stock_kernel_gradient(
-    x: Float[Array, "n h w c_in"],
-    g: Float[Array, "n h_out w_out c_out"],
-    *,
-    size: int,
-    **window: Any,
-) -> Float[Array, "{size} {size} c_in c_out"]:
-    kernel = jax.ShapeDtypeStruct((size, size, x.shape[-1], g.shape[-1]), x.dtype)
-    (gradient,) = jax.linear_transpose(lambda kernel: _stock(x, kernel, **window), kernel)(g)
-    return gradient
+def _turned(
+    kernel: Float[Array | np.ndarray, "k k c_in c_out"],
+) -> Float[Array | np.ndarray, "k k c_out c_in"]:
+    """The kernel of the adjoint at stride 1: turned by 180 degrees, channels swapped."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _vary_alike(*arrays: Array) -> list[Array]:
+    """Inside `jax.shard_map`: as varying as any of them, which makes a kernel's gradient a sum."""
+    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    together = frozenset().union(*axes)
+    return [
+        lax.pcast(array, tuple(together - own), to="varying") if together - own else array
+        for array, own in zip(arrays, axes, strict=True)
+    ]
+
+
+# x (n, h, w, c_in), kernel (k, k, c_in, c_out), y (n, h_out, w_out, c_out).
+_conv_p = Primitive("conv2d")  # x, kernel -> y
+_input_gradient_p = Primitive("conv2d_input_gradient")  # y, kernel -> x
+_kernel_gradient_p = Primitive("conv2d_kernel_gradient")  # x, y -> kernel
+
+
+def _conv(x: Array, kernel: Array, *, window: _Window) -> Array:
+    if window.tiles:
+        return jnp.einsum("nhawbi,abio->nhwo", window.split(x), kernel)
+    return window.conv(x, kernel)
+
+
+def _input_gradient(y: Array, kernel: Array, *, window: _Window) -> Array:
+    if window.stride == 1:
+        rest = window.size - 1
+        padding = tuple((rest - before, rest - after) for before, after in window.padding)
+        around = _Window(window.size, 1, padding, y.shape[1:3])
+        return _conv_p.bind(y, _turned(kernel), window=around)
+    shape = (y.shape[0], *window.shape, kernel.shape[2])
+    if window.tiles:
+        return jnp.einsum("nhwo,abio->nhawbi", y, kernel).reshape(shape)
+    x = jax.ShapeDtypeStruct(shape, y.dtype)
+    return jax.linear_transpose(lambda x: window.conv(x, kernel), x)(y)[0]
+
+
+def _kernel_gradient(x: Array, y: Array, *, window: _Window) -> Array:
+    if window.tiles:
+        return jnp.einsum("nhawbi,nhwo->abio", window.split(x), y)
+    kernel = jax.ShapeDtypeStruct((window.size, window.size, x.shape[3], y.shape[3]), x.dtype)
+    return jax.linear_transpose(partial(window.conv, x), kernel)(y)[0]
+
+
+def _kernel_gradient_on_cpu(x: Array, y: Array, *, window: _Window) -> Array:
+    if window.size == 3 and window.stride == 1 and window.padding == ((1, 1), (1, 1)):
+        return _split_gradient(x, y)
+    return _kernel_gradient(x, y, window=window)
 
 
 def _split_gradient(
@@ -93,9 +158,10 @@ def _split_gradient(
 ) -> Float[Array, "3 3 c_in c_out"]:
     """The kernel's gradient, sum over pixels p of x[p + tap] g[p], as matrix products.
 
-    Three horizontal shifts of x beside each other, (pixels, 3 c_in), and three vertical ones of g,
-    (pixels, 3 c_out): their product holds all nine taps. im2col of one side would copy it nine
-    times, and its product would be of a worse shape for few channels.
+    Without native kernels, still several times as fast as XLA's own. Three horizontal shifts of x
+    beside each other, (pixels, 3 c_in), and three vertical ones of g, (pixels, 3 c_out): their
+    product holds all nine taps. im2col of one side would copy it nine times, and its product would
+    be of a worse shape for few channels.
     """
     (n, h, w, c_in), c_out = x.shape, g.shape[-1]
     images = max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * h * w <= _PIXELS))
@@ -128,100 +194,53 @@ def _split_gradient(
     return total.transpose(2, 0, 1, 3).astype(x.dtype)
 
 
-def _turned(
-    kernel: Float[Array | np.ndarray, "3 3 c_in c_out"],
-) -> Float[Array | np.ndarray, "3 3 c_out c_in"]:
-    """The kernel of the adjoint: turned by 180 degrees, channels swapped."""
-    return kernel[::-1, ::-1].swapaxes(2, 3)
+def _define(primitive: Primitive, stock: Any, shape: Any, derivatives: Any) -> None:
+    """Defines all but the CPU's lowering and batching, from XLA's own implementation."""
+
+    def abstract(first: Any, second: Any, *, window: _Window) -> Any:
+        return first.update(shape=tuple(shape(first.shape, second.shape, window)))
+
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="window"))
+    ad.defbilinear(primitive, *derivatives)
+    mlir.register_lowering(primitive, mlir.lower_fun(stock, multiple_results=False))
 
 
-def _vary_alike(*arrays: Array) -> list[Array]:
-    """Inside `jax.shard_map`: as varying as any of them, which makes a kernel's gradient a sum."""
-    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    together = frozenset().union(*axes)
-    return [
-        lax.pcast(array, tuple(together - own), to="varying") if together - own else array
-        for array, own in zip(arrays, axes, strict=True)
-    ]
+def _batch(primitive: Primitive, stock: Any) -> None:
+    """More examples are more of axis 0; an example's own kernel is XLA's business."""
 
-
-# A convolution's window: `stride`, and `padding` as in `conv2d`, in pixels.
-# (n, h, w, c_in), (k, k, c_in, c_out) -> (n, h_out, w_out, c_out)
-_conv_p = Primitive("conv2d")
-# (n, h, w, c_in), (n, h_out, w_out, c_out) -> (k, k, c_in, c_out); `size` is k
-_gradient_p = Primitive("conv2d_kernel_gradient")
-
-
-def _conv_shape(x: Any, kernel: Any, *, stride: int, padding: Padding) -> Any:
-    size = kernel.shape[0]
-    h, w = (
-        (n + before + after - size) // stride + 1
-        for n, (before, after) in zip(x.shape[1:3], padding, strict=True)
-    )
-    return x.update(shape=(x.shape[0], h, w, kernel.shape[3]))
-
-
-def _gradient_shape(x: Any, g: Any, *, size: int, **window: Any) -> Any:
-    return x.update(shape=(size, size, x.shape[3], g.shape[3]))
-
-
-def _input_gradient(g: Array, x: Any, kernel: Array, *, stride: int, padding: Padding) -> Array:
-    if stride > 1:
-        return _stock_input_gradient(g, kernel, shape=x.aval.shape, stride=stride, padding=padding)
-    rest = kernel.shape[0] - 1
-    padding = tuple((rest - before, rest - after) for before, after in padding)
-    return _conv_p.bind(g, _turned(kernel), stride=1, padding=padding)
-
-
-def _conv_batched(arrays: tuple[Array, Array], axes: tuple[Any, Any], **window: Any):
-    x, kernel = arrays
-    if axes[1] is None:  # the usual case: more examples
-        x = jnp.moveaxis(x, axes[0], 0)
-        b, n, *example = x.shape
-        out = _conv_p.bind(x.reshape(b * n, *example), kernel, **window)
+    def batched(arrays: tuple[Array, Array], axes: tuple[Any, Any], *, window: _Window):
+        first, kernel = arrays
+        if axes[1] is not None:
+            return jax.vmap(partial(stock, window=window), axes)(first, kernel), 0
+        first = jnp.moveaxis(first, axes[0], 0)
+        b, n, *example = first.shape
+        out = primitive.bind(first.reshape(b * n, *example), kernel, window=window)
         return out.reshape(b, n, *out.shape[1:]), 0
-    return jax.vmap(partial(_stock, **window), axes)(x, kernel), 0
+
+    batching.primitive_batchers[primitive] = batched
 
 
-def _gradient_batched(arrays: tuple[Array, Array], axes: tuple[Any, Any], **window: Any):
-    return jax.vmap(partial(_stock_kernel_gradient, **window), axes)(*arrays), 0
+def _lower_on_cpu(primitive: Primitive, other: Any) -> None:
+    native = jax.ffi.ffi_lowering(f"eqxunet_{primitive.name}")
 
+    def wide(first: Array, second: Array, *, window: _Window) -> Array:
+        out = primitive.bind(first.astype(jnp.float32), second.astype(jnp.float32), window=window)
+        return out.astype(first.dtype)
 
-def _conv_other(x: Array, kernel: Array, **window: Any) -> Array:
-    """On CPUs, where the native kernel does not apply."""
-    if x.dtype != jnp.float32 and is_native():
-        wide = _conv_p.bind(x.astype(jnp.float32), kernel.astype(jnp.float32), **window)
-        return wide.astype(x.dtype)
-    return _stock(x, kernel, **window)
-
-
-def _gradient_other(x: Array, g: Array, *, size: int, **window: Any) -> Array:
-    """On CPUs, where the native kernel does not apply."""
-    if x.dtype != jnp.float32 and is_native():
-        x32, g32 = x.astype(jnp.float32), g.astype(jnp.float32)
-        return _gradient_p.bind(x32, g32, size=size, **window).astype(x.dtype)
-    if size == 3 and window == {"stride": 1, "padding": ((1, 1), (1, 1))}:
-        return _split_gradient(x, g)
-    return _stock_kernel_gradient(x, g, size=size, **window)
-
-
-def _lower(primitive: Primitive, target: str, stock: Any, other: Any) -> None:
-    native = jax.ffi.ffi_lowering(TARGETS[target])
-    other = mlir.lower_fun(other, multiple_results=False)
-
-    def on_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any):
-        x, second = ctx.avals_in
-        (out,) = ctx.avals_out
-        width = out.shape[2] if primitive is _conv_p else second.shape[2]
-        fits = x.dtype == jnp.float32 and width >= _NARROW and not _is_partitioned(ctx)
+    def lower(ctx: mlir.LoweringRuleContext, *operands: Any, window: _Window):
+        fits = window.y_shape()[1] >= _NARROW and not _is_partitioned(ctx)
+        if primitive is _input_gradient_p:
+            fits &= window.tiles
         if not (fits and is_native()):
-            return other(ctx, *operands, **params)
-        (top, _), (left, _) = params["padding"]
-        sizes = {"stride": params["stride"], "top": top, "left": left}
+            return mlir.lower_fun(other, multiple_results=False)(ctx, *operands, window=window)
+        if ctx.avals_in[0].dtype != jnp.float32:
+            return mlir.lower_fun(wide, multiple_results=False)(ctx, *operands, window=window)
+        (top, _), (left, _) = window.padding
+        sizes = {"stride": window.stride, "top": top, "left": left}
         return native(ctx, *operands, **{name: np.int64(n) for name, n in sizes.items()})
 
-    mlir.register_lowering(primitive, mlir.lower_fun(stock, multiple_results=False))
-    mlir.register_lowering(primitive, on_cpu, platform="cpu")
+    mlir.register_lowering(primitive, lower, platform="cpu")
 
 
 def _is_partitioned(ctx: mlir.LoweringRuleContext) -> bool:
@@ -232,24 +251,39 @@ def _is_partitioned(ctx: mlir.LoweringRuleContext) -> bool:
     return frozenset(context.mesh.axis_names) != context.manual_axes
 
 
-_conv_p.def_abstract_eval(_conv_shape)
-_conv_p.def_impl(lambda *arrays, **window: _conv_jit(*arrays, **window))
-_conv_jit = jax.jit(_conv_p.bind, static_argnames=("stride", "padding"))
-batching.primitive_batchers[_conv_p] = _conv_batched
-_lower(_conv_p, "conv2d", _stock, _conv_other)
-ad.defbilinear(
+_define(
     _conv_p,
+    _conv,
+    lambda x, kernel, window: (x[0], *window.y_shape(), kernel[3]),
+    (
+        lambda y, x, kernel, **window: _input_gradient_p.bind(y, kernel, **window),
+        lambda y, x, kernel, **window: _kernel_gradient_p.bind(x, y, **window),
+    ),
+)
+_define(
+    _input_gradient_p,
     _input_gradient,
-    lambda g, x, kernel, **window: _gradient_p.bind(x, g, size=kernel.aval.shape[0], **window),
+    lambda y, kernel, window: (y[0], *window.shape, kernel[2]),
+    (
+        lambda x, y, kernel, **window: _conv_p.bind(x, kernel, **window),
+        lambda x, y, kernel, **window: _kernel_gradient_p.bind(x, y, **window),
+    ),
 )
-
-_gradient_p.def_abstract_eval(_gradient_shape)
-_gradient_p.def_impl(lambda *arrays, **window: _gradient_jit(*arrays, **window))
-_gradient_jit = jax.jit(_gradient_p.bind, static_argnames=("size", "stride", "padding"))
-batching.primitive_batchers[_gradient_p] = _gradient_batched
-_lower(_gradient_p, "conv2d_kernel_gradient", _stock_kernel_gradient, _gradient_other)
-ad.defbilinear(
-    _gradient_p,
-    lambda kernel, x, g, *, size, **window: _input_gradient(g, x, kernel, **window),
-    lambda kernel, x, g, *, size, **window: _conv_p.bind(x, kernel, **window),
+_define(
+    _kernel_gradient_p,
+    _kernel_gradient,
+    lambda x, y, window: (window.size, window.size, x[3], y[3]),
+    (
+        lambda kernel, x, y, **window: _input_gradient_p.bind(y, kernel, **window),
+        lambda kernel, x, y, **window: _conv_p.bind(x, kernel, **window),
+    ),
 )
+_batch(_conv_p, _conv)
+_batch(_input_gradient_p, _input_gradient)
+batching.primitive_batchers[_kernel_gradient_p] = lambda arrays, axes, *, window: (
+    jax.vmap(partial(_kernel_gradient, window=window), axes)(*arrays),
+    0,
+)
+_lower_on_cpu(_conv_p, _conv)
+_lower_on_cpu(_input_gradient_p, _input_gradient)
+_lower_on_cpu(_kernel_gradient_p, _kernel_gradient_on_cpu)

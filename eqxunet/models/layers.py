@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .conv import Padding, conv2d
+from .conv import Padding, conv2d, conv2d_transpose
 
 
 class Conv(eqx.Module):
@@ -46,11 +46,7 @@ class Conv(eqx.Module):
 
 
 class ConvTranspose(eqx.Module):
-    """Transposed 2x2 convolution with stride 2, which doubles height and width.
-
-    Windows do not overlap, so it is one matrix product. Like Flax's default it does not flip the
-    kernel: output pixel (2i + a, 2j + b) uses `kernel[1 - a, 1 - b]`.
-    """
+    """Transposed 2x2 convolution with stride 2, which doubles height and width; Flax's numerics."""
 
     kernel: Float[Array, "2 2 c_in c_out"]
     bias: Float[Array, " c_out"]
@@ -60,10 +56,7 @@ class ConvTranspose(eqx.Module):
         self.bias = jnp.zeros(c_out)
 
     def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "2*h 2*w c_out"]:
-        h, w, _ = x.shape
-        kernel = self.kernel[::-1, ::-1].astype(x.dtype)
-        x = jnp.einsum("hwi,abio->hawbo", x, kernel)
-        return x.reshape(2 * h, 2 * w, -1) + self.bias.astype(x.dtype)
+        return conv2d_transpose(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
 
 class BatchNorm(eqx.nn.StatefulLayer):
@@ -111,7 +104,8 @@ class BatchNorm(eqx.nn.StatefulLayer):
                 ),
             )
         scale = jax.lax.rsqrt(var + self.epsilon) * self.scale
-        return ((x32 - mean) * scale + self.bias).astype(x.dtype), state
+        # As one product and sum: x - mean would be kept for the gradient, beside x.
+        return (x32 * scale + (self.bias - mean * scale)).astype(x.dtype), state
 
 
 class GroupNorm(eqx.Module):
