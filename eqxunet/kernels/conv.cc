@@ -5,7 +5,7 @@
 // small matrix products over rows copied into a padded buffer, and nothing is unfolded (im2col):
 //
 //   forward     out[p, o]    += row[p * step + k] * kernel[k, o]
-//   gradient    kernel[k, o] += row[p * step + k] * g[p, o]
+//   gradient    kernel[k, o] += row[p * step + k] * y[p, o]
 //
 // Each keeps a tile of sums in vector registers. Every sum has a fixed order, whatever the number
 // of threads, so results are reproducible to the bit.
@@ -146,26 +146,28 @@ void forward_tile(const float* rows, const Geometry& g, const float* kernel, flo
   }
 }
 
-// Adds, over some output rows, kTile values of a kernel row by V vectors of channels to `total`.
+// Adds kTaps values of a kernel row by V vectors of channels, over `rows` output rows of each of some
+// images, to `total`. y holds those rows of all images one after another.
 template <int V>
-void gradient_tile(const float* x, Size x_row, Size step, const float* g, Size channels,
-                   Size rows, Size width, float* total) {
+void gradient_tile(const Rows* images, Size count, Size top, Size offset, const Geometry& g,
+                   const float* y, Size channels, Size rows, float* total) {
   Vec sum[kTaps][V];
 #pragma GCC unroll 16
   for (int i = 0; i < kTaps; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) sum[i][v] = at(total + i * channels + v * kLanes);
-  for (Size r = 0; r < rows; ++r) {
-    const float* row = x + r * x_row;
-    for (Size p = 0; p < width; ++p, row += step, g += channels) {
+  for (Size m = 0; m < count; ++m)
+    for (Size r = 0; r < rows; ++r) {
+      const float* x = images[m][top + r] + offset;
+      for (Size p = 0; p < g.w_out; ++p, x += g.step(), y += channels) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kTaps; ++i) {
-        Vec b = row[i] - Vec{};
+        for (int i = 0; i < kTaps; ++i) {
+          Vec value = x[i] - Vec{};
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[i][v] += b * at(g + v * kLanes);
+          for (int v = 0; v < V; ++v) sum[i][v] += value * at(y + v * kLanes);
+        }
       }
     }
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < kTaps; ++i)
 #pragma GCC unroll 2
@@ -177,149 +179,150 @@ Geometry geometry(Tensor x, Tensor out, Size kernel, Size stride, Size top, Size
   return {in[0], in[1], in[2], in[3], result[1], result[2], result[3], kernel, stride, top, left};
 }
 
-ffi::Error Forward(ffi::ThreadPool pool, Tensor x, Tensor kernel, Result out, Size stride,
-                   Size top, Size left) {
-  const Geometry g = geometry(x, *out, kernel.dimensions()[0], stride, top, left);
-  if (x.element_count() == 0 || out->element_count() == 0) return ffi::Error::Success();
-  // Blocks of channels one after another, each contiguous and filled up with zeros.
-  const Size blocks = ceil_div(g.c_out, kBlock), values = g.kernel * g.taps();
-  Floats packed = aligned(blocks * values * kBlock);
-  float* kernels = packed.get();
-  const float* unpacked = kernel.typed_data();
+// The kernel in blocks of channels one after another, each contiguous and filled up with zeros.
+// value(phase, i, c) is what weighs value i of a pixel's rows for channel c of the output.
+template <class Value>
+Floats pack(ffi::ThreadPool pool, const Geometry& g, Size phases, Value value) {
+  const Size blocks = ceil_div(g.c_out, kBlock), values = g.kernel * g.taps(), c_out = g.c_out;
+  Floats packed = aligned(phases * blocks * values * kBlock);
+  float* all = packed.get();
   parallel_for(
-      pool, blocks, [] { return 0; },
+      pool, phases * blocks, [] { return 0; },
       [=](Size b, int) {
-        Size channels = std::min<Size>(kBlock, g.c_out - b * kBlock);
-        for (Size i = 0; i < values; ++i) {
-          const float* from = unpacked + i * g.c_out + b * kBlock;
-          float* to = kernels + (b * values + i) * kBlock;
-          std::fill(std::copy(from, from + channels, to), to + kBlock, 0.0f);
-        }
+        float* to = all + b * values * kBlock;
+        const Size first = b % blocks * kBlock;
+        for (Size i = 0; i < values; ++i)
+          for (Size c = first; c < first + kBlock; ++c)
+            *to++ = c < c_out ? value(b / blocks, i, c) : 0.0f;
       });
-
-  const Size rows = std::clamp<Size>(kCacheBytes / (g.padded() * stride * 4), 1, g.h_out);
-  const Size chunks = ceil_div(g.h_out, rows);
-  const float* images = x.typed_data();
-  float* result = out->typed_data();
-  parallel_for(
-      pool, g.n * chunks, [=] { return Rows(g, rows); },
-      [=](Size task, Rows& in) {
-        Size image = task / chunks, top = task % chunks * rows;
-        Size count = std::min(rows, g.h_out - top);
-        in.load(images + image * g.h * g.w * g.c_in, top, count);
-        for (Size c = 0; c < g.c_out; c += kBlock) {
-          const float* block = kernels + c * values;
-          Size channels = std::min<Size>(kBlock, g.c_out - c);
-          auto tile = channels > kLanes ? forward_tile<2> : forward_tile<1>;
-          for (Size r = 0; r < count; ++r)
-            for (Size p = 0; p < g.w_out; p += kTile)
-              tile(in[r] + p * g.step(), g, block,
-                   result + ((image * g.h_out + top + r) * g.w_out + p) * g.c_out + c,
-                   g.w_out - p, channels);
-        }
-      });
-  return ffi::Error::Success();
+  return packed;
 }
 
-// The input's gradient where windows neither overlap nor leave gaps (stride = kernel, no padding):
-// a row of g times one kernel row is one row of the result.
-ffi::Error InputGradient(ffi::ThreadPool pool, Tensor g_out, Tensor kernel, Result out, Size stride,
-                         Size, Size) {
-  auto d = g_out.dimensions();
-  const Size c_in = out->dimensions()[3];
-  const Geometry g{d[0], d[1], d[2], d[3], d[1], d[2], stride * c_in, 1, 1, 0, 0};
-  const Size width = round_up(g.c_out, kBlock);
-  Floats packed = aligned(stride * width * g.c_in);
-  std::fill_n(packed.get(), stride * width * g.c_in, 0.0f);
-  const float* from = kernel.typed_data();
-  for (Size kh = 0; kh < stride; ++kh)
-    for (Size i = 0; i < g.c_out; ++i)
-      for (Size o = 0; o < g.c_in; ++o)
-        packed[(kh * width + i / kBlock * kBlock) * g.c_in + o * kBlock + i % kBlock] = *from++;
-
-  const Size rows = std::clamp<Size>(kCacheBytes / (g.padded() * 4), 1, g.h);
-  const Size chunks = ceil_div(g.h, rows);
-  const float* gradients = g_out.typed_data();
+// Each output row has as many phases, rows that another packed kernel computes from the same input.
+void convolve(ffi::ThreadPool pool, const Geometry& g, Size phases, const float* x,
+              const Floats& packed, float* out) {
+  const Size rows = std::clamp<Size>(kCacheBytes / (g.padded() * g.stride * 4), 1, g.h_out);
+  const Size chunks = ceil_div(g.h_out, rows);
   const float* kernels = packed.get();
-  float* result = out->typed_data();
   parallel_for(
       pool, g.n * chunks, [=] { return Rows(g, rows); },
       [=](Size task, Rows& in) {
-        Size image = task / chunks, top = task % chunks * rows;
-        Size count = std::min(rows, g.h - top);
-        in.load(gradients + image * g.h * g.w * g.c_in, top, count);
-        for (Size kh = 0; kh < stride; ++kh)
-          for (Size c = 0; c < g.c_out; c += kBlock) {
-            Size channels = std::min<Size>(kBlock, g.c_out - c);
+        const Size image = task / chunks, top = task % chunks * rows;
+        const Size count = std::min(rows, g.h_out - top);
+        in.load(x + image * g.h * g.w * g.c_in, top, count);
+        const float* kernel = kernels;
+        for (Size phase = 0; phase < phases; ++phase)
+          for (Size c = 0; c < g.c_out; c += kBlock, kernel += g.kernel * g.taps() * kBlock) {
+            const Size channels = std::min<Size>(kBlock, g.c_out - c);
             auto tile = channels > kLanes ? forward_tile<2> : forward_tile<1>;
-            for (Size r = 0; r < count; ++r)
-              for (Size p = 0; p < g.w; p += kTile) {
-                Size row = (image * g.h + top + r) * stride + kh;
-                tile(in[r] + p * g.step(), g, kernels + (kh * width + c) * g.c_in,
-                     result + (row * g.w + p) * g.c_out + c, g.w - p, channels);
-              }
+            for (Size r = 0; r < count; ++r) {
+              float* row = out + ((image * g.h_out + top + r) * phases + phase) * g.w_out * g.c_out;
+              for (Size p = 0; p < g.w_out; p += kTile)
+                tile(in[r] + p * g.step(), g, kernel, row + p * g.c_out + c, g.w_out - p, channels);
+            }
           }
       });
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Tensor x, Tensor kernel, Result y, Size stride, Size top,
+                   Size left) {
+  const Geometry g = geometry(x, *y, kernel.dimensions()[0], stride, top, left);
+  const float* k = kernel.typed_data();
+  const Size c_out = g.c_out;
+  Floats packed = pack(pool, g, 1, [=](Size, Size i, Size c) { return k[i * c_out + c]; });
+  convolve(pool, g, 1, x.typed_data(), packed, y->typed_data());
   return ffi::Error::Success();
 }
 
-ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor g_out, Result out, Size stride,
+// The input's gradient at stride 1, or where windows neither overlap nor leave gaps.
+ffi::Error InputGradient(ffi::ThreadPool pool, Tensor y, Tensor kernel, Result x, Size stride,
+                         Size top, Size left) {
+  const Size size = kernel.dimensions()[0], c_in = x->dimensions()[3];
+  const float* k = kernel.typed_data();
+  Geometry g = geometry(y, *x, size, 1, size - 1 - top, size - 1 - left);
+  const Size c_out = g.c_in;
+  if (stride == 1) {  // a convolution with the kernel turned around
+    const Size last = size * size - 1;
+    Floats packed = pack(pool, g, 1, [=](Size, Size i, Size c) {
+      return k[((last - i / c_out) * c_in + c) * c_out + i % c_out];
+    });
+    convolve(pool, g, 1, y.typed_data(), packed, x->typed_data());
+  } else {  // a row of y times a kernel row is a row of x
+    g = {g.n, g.h, g.w, c_out, g.h, g.w, size * c_in, 1, 1, 0, 0};
+    const Size row = g.c_out;
+    Floats packed = pack(pool, g, size, [=](Size kh, Size i, Size c) {
+      return k[(kh * row + c) * c_out + i];
+    });
+    convolve(pool, g, size, y.typed_data(), packed, x->typed_data());
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Result kernel, Size stride,
                           Size top, Size left) {
-  const Geometry g = geometry(x, g_out, out->dimensions()[0], stride, top, left);
-  // Sizes of a slot's partial sums, rounded up to whole tiles.
+  const Geometry g = geometry(x, y, kernel->dimensions()[0], stride, top, left);
+  // A slot's partial sums, rounded up to whole tiles.
   const Size taps = round_up(g.taps(), kTaps), channels = round_up(g.c_out, kLanes);
   const Size size = g.kernel * taps * channels;
-  const Size pass = std::max<Size>(1, 128 / std::max<Size>(1, g.w_out));  // rows a tile sums over
+  // A tile is read and written once in so many rows; where that is more than an image's, of several.
+  const Size pixels = size * Size{sizeof(float)} > kCacheBytes ? 512 : 128;
+  const Size pass = ceil_div(pixels, g.w_out);
+  const Size together = std::clamp<Size>(pass / g.h_out, 1, g.n);
   const Size row_bytes = (g.padded() * stride + g.w_out * channels) * 4;
-  const Size rows = std::max(pass, std::min(kCacheBytes / row_bytes / pass * pass, g.h_out));
-  const Size chunks = ceil_div(g.h_out, rows), tasks = g.n * chunks;
+  const Size fitting = std::max(pass, kCacheBytes / row_bytes / pass * pass);
+  const Size rows = std::min(fitting, g.h_out);
+  const Size chunks = ceil_div(g.h_out, rows), tasks = ceil_div(g.n, together) * chunks;
   // By the shapes alone: the order of the sums must not depend on the threads.
   const Size slots =
       std::min({std::max<Size>(2, g.n * g.h_out * g.w_out / 1024), tasks, kMaxSlots});
-  std::vector<float> totals(slots * size, 0.0f);
-  float* sums = totals.data();
+  Floats totals = aligned(slots * size);
+  float* sums = totals.get();
   const float* images = x.typed_data();
-  const float* gradients = g_out.typed_data();
+  const float* gradients = y.typed_data();
   struct Local {
-    Rows in;
-    std::vector<float> g;  // with whole vectors of channels, where it hasn't any
+    std::vector<Rows> in;
+    std::vector<float> y;  // with whole vectors of channels, where it hasn't any
   };
   parallel_for(
       pool, slots,
       [=] {
-        bool whole = channels == g.c_out;
-        return Local{Rows(g, rows), std::vector<float>(whole ? 0 : rows * g.w_out * channels)};
+        const bool whole = channels == g.c_out;
+        return Local{std::vector<Rows>(together, Rows(g, rows)),
+                     std::vector<float>(whole ? 0 : together * rows * g.w_out * channels)};
       },
       [=](Size slot, Local& local) {
         float* total = sums + slot * size;
+        std::fill_n(total, size, 0.0f);
         for (Size task = slot * tasks / slots; task < (slot + 1) * tasks / slots; ++task) {
-          Size image = task / chunks, top = task % chunks * rows;
-          Size count = std::min(rows, g.h_out - top);
-          local.in.load(images + image * g.h * g.w * g.c_in, top, count);
-          const float* from = gradients + (image * g.h_out + top) * g.w_out * g.c_out;
-          if (!local.g.empty()) {
-            for (Size p = 0; p < count * g.w_out; ++p)
-              std::memcpy(&local.g[p * channels], from + p * g.c_out, g.c_out * sizeof(float));
-            from = local.g.data();
+          const Size image = task / chunks * together, first = task % chunks * rows;
+          const Size count = std::min(rows, g.h_out - first);
+          const Size many = std::min(together, g.n - image);
+          for (Size m = 0; m < many; ++m)
+            local.in[m].load(images + (image + m) * g.h * g.w * g.c_in, first, count);
+          const float* from = gradients + (image * g.h_out + first) * g.w_out * g.c_out;
+          if (!local.y.empty()) {
+            for (Size p = 0; p < many * count * g.w_out; ++p)
+              std::copy_n(from + p * g.c_out, g.c_out, &local.y[p * channels]);
+            from = local.y.data();
           }
           for (Size r = 0; r < count; r += pass)
             for (Size c = 0; c < channels; c += kBlock) {
               auto tile = channels - c > kLanes ? gradient_tile<2> : gradient_tile<1>;
               for (Size kh = 0; kh < g.kernel; ++kh)
                 for (Size k = 0; k < g.taps(); k += kTaps)
-                  tile(local.in[r] + kh * g.padded() + k, stride * g.padded(), g.step(),
+                  tile(local.in.data(), many, r, kh * g.padded() + k, g,
                        from + r * g.w_out * channels + c, channels, std::min(pass, count - r),
-                       g.w_out, total + (kh * taps + k) * channels + c);
+                       total + (kh * taps + k) * channels + c);
             }
         }
       });
-  float* result = out->typed_data();
+  float* result = kernel->typed_data();
   parallel_for(
       pool, g.kernel * g.taps(), [] { return 0; },
       [=](Size i, int) {
         const float* from = sums + (i / g.taps() * taps + i % g.taps()) * channels;
         float* to = result + i * g.c_out;
-        std::copy(from, from + g.c_out, to);
+        std::copy_n(from, g.c_out, to);
         for (Size s = 1; s < slots; ++s)
           for (Size c = 0; c < g.c_out; ++c) to[c] += from[s * size + c];
       });

@@ -229,10 +229,10 @@ def _lower_on_cpu(primitive: Primitive, other: Any) -> None:
         return out.astype(first.dtype)
 
     def lower(ctx: mlir.LoweringRuleContext, *operands: Any, window: _Window):
-        fits = window.y_shape()[1] >= _NARROW and not _is_partitioned(ctx)
+        fits = window.y_shape()[1] >= _NARROW and ctx.avals_in[0].size > 0
         if primitive is _input_gradient_p:
-            fits &= window.tiles
-        if not (fits and is_native()):
+            fits &= window.tiles or window.stride == 1
+        if _is_partitioned(ctx) or not (fits and is_native()):
             return mlir.lower_fun(other, multiple_results=False)(ctx, *operands, window=window)
         if ctx.avals_in[0].dtype != jnp.float32:
             return mlir.lower_fun(wide, multiple_results=False)(ctx, *operands, window=window)
