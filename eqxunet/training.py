@@ -3,8 +3,8 @@
 import ctypes
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -73,6 +73,9 @@ class StepMetrics(NamedTuple):
     skipped: Int[Array, ""]
 
 
+Step = Callable[[tuple[Fixed, Batch], TrainState], tuple[TrainState, StepMetrics]]
+
+
 def initialise(
     model: AbstractUNet, state: eqx.nn.State, config: TrainConfig, total_steps: int
 ) -> tuple[Fixed, TrainState]:
@@ -138,6 +141,17 @@ def train_step(
     return train_state, StepMetrics(loss, iou, norm, skipped)
 
 
+def compile_step(inputs: tuple[Fixed, Batch], train_state: TrainState) -> Step:
+    """Compiles `train_step` ahead, for arrays of these shapes."""
+    jitted: Any = train_step  # Equinox types it as the plain function
+    step = jitted.lower(inputs, train_state).compile()
+    # What compiling took and freed would be held beside what the first step takes.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+    return step
+
+
 def _prepare(
     batch: Batch, config: TrainConfig, step: Int[Array, ""]
 ) -> tuple[Float[Array, "b h w 3"], UInt8[Array, "b h w"]]:
@@ -164,18 +178,11 @@ def fit(
         return
     stream = batches(arrays, config.batch_size, seed=config.seed, start=start)
     batch = next(stream)
-    step = train_step.lower((fixed, batch), train_state).compile()
-    _return_freed_memory()  # what compiling took would be held beside the first step's
+    step = compile_step((fixed, batch), train_state)
     for _ in range(start, total_steps):
         train_state, metrics = step((fixed, batch), train_state)
         batch = next(stream)  # ready before the device is
         yield train_state, metrics
-
-
-def _return_freed_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def to_arrays(fixed: Fixed, train_state: TrainState) -> dict[str, Shaped[Array, "..."]]:

@@ -14,10 +14,10 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 
 KERNELS = ("conv2d", "conv2d_input_gradient", "conv2d_kernel_gradient")
 """Functions of the library; XLA knows each as `eqxunet_` and this name."""
@@ -58,7 +58,7 @@ def _compiled() -> Path:
     if compiler is None:
         raise FileNotFoundError("no C++ compiler on the PATH")
     key = hashlib.sha256(_SOURCE.read_bytes())
-    for part in (*_FLAGS, compiler, jaxlib.__version__, _processor()):
+    for part in (*_FLAGS, compiler, version("jaxlib"), _processor()):
         key.update(part.encode() + b"\0")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxunet" / "kernels"
     library = cache / f"conv-{key.hexdigest()[:16]}.so"

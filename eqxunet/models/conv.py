@@ -47,8 +47,8 @@ def conv2d(
     """
     (h, w, _), size = x.shape, kernel.shape[0]
     if isinstance(padding, str):
-        above, left = lax.padtype_to_pads((h, w), (size, size), (stride, stride), padding)
-        padding = (tuple(above), tuple(left))
+        rows, columns = lax.padtype_to_pads((h, w), (size, size), (stride, stride), padding)
+        padding = ((rows[0], rows[1]), (columns[0], columns[1]))
     if size == 1 and padding == ((0, 0), (0, 0)):
         return x[::stride, ::stride] @ kernel[0, 0]
     x, kernel = _vary_alike(x[None], kernel)
@@ -63,7 +63,7 @@ def conv2d_transpose(
     Windows do not overlap: output pixel (k i + a, k j + b) uses `kernel[k - 1 - a, k - 1 - b]`.
     """
     (h, w, _), size = y.shape, kernel.shape[0]
-    y, kernel = _vary_alike(y[None], _turned(kernel))
+    y, kernel = _vary_alike(y[None], jnp.asarray(_turned(kernel)))
     window = _Window(size, size, ((0, 0), (0, 0)), (size * h, size * w))
     return _input_gradient_p.bind(y, kernel, window=window)[0]
 
@@ -129,9 +129,9 @@ def _conv(x: Array, kernel: Array, *, window: _Window) -> Array:
 
 def _input_gradient(y: Array, kernel: Array, *, window: _Window) -> Array:
     if window.stride == 1:
-        rest = window.size - 1
-        padding = tuple((rest - before, rest - after) for before, after in window.padding)
-        around = _Window(window.size, 1, padding, y.shape[1:3])
+        rest, ((above, below), (left, right)) = window.size - 1, window.padding
+        padding = ((rest - above, rest - below), (rest - left, rest - right))
+        around = _Window(window.size, 1, padding, (y.shape[1], y.shape[2]))
         return _conv_p.bind(y, _turned(kernel), window=around)
     shape = (y.shape[0], *window.shape, kernel.shape[2])
     if window.tiles:
@@ -229,12 +229,14 @@ def _lower_on_cpu(primitive: Primitive, other: Any) -> None:
         return out.astype(first.dtype)
 
     def lower(ctx: mlir.LoweringRuleContext, *operands: Any, window: _Window):
-        fits = window.y_shape()[1] >= _NARROW and ctx.avals_in[0].size > 0
+        first: Any = ctx.avals_in[0]
+        fits = window.y_shape()[1] >= _NARROW and first.size > 0
+        fits &= all(0 <= pad < window.size for pads in window.padding for pad in pads)
         if primitive is _input_gradient_p:
             fits &= window.tiles or window.stride == 1
         if _is_partitioned(ctx) or not (fits and is_native()):
             return mlir.lower_fun(other, multiple_results=False)(ctx, *operands, window=window)
-        if ctx.avals_in[0].dtype != jnp.float32:
+        if first.dtype != jnp.float32:
             return mlir.lower_fun(wide, multiple_results=False)(ctx, *operands, window=window)
         (top, _), (left, _) = window.padding
         sizes = {"stride": window.stride, "top": top, "left": left}
