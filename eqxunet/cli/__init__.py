@@ -52,8 +52,8 @@ class _Group(TyperGroup):
 def _use_huge_pages() -> None:
     """Starts the program over, once, with an allocator that asks Linux for huge pages.
 
-    A training step writes to hundreds of megabytes that the allocator has just been given; page by
-    page that takes a tenth of the step. glibc 2.35 and newer read the setting at the start only.
+    A training step writes to hundreds of megabytes that the allocator has just been given, page by
+    page. glibc 2.35 and newer read the setting at the start only.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if (

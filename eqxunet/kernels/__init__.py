@@ -2,7 +2,7 @@
 
 Compiled here and now, they use all that this processor has, fit the installed JAX, and the package
 stays pure Python. Without a compiler, or with `EQXUNET_NATIVE=0`, XLA's own operations do the same
-work, about three times slower in training.
+work, slower.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ def is_native() -> bool:
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            "convolutions run without native kernels, several times slower "
+            "convolutions run without native kernels, which is slow "
             f"({reason.strip().splitlines()[-1]}); install a C++17 compiler such as g++, or set "
             "EQXUNET_NATIVE=0 to leave it at that",
             stacklevel=2,

@@ -1,10 +1,10 @@
 """2D convolution of one example, channels last, fast on CPUs.
 
-XLA's CPU convolution runs at a third to a half of a matrix product's speed forward, and far below
-for the kernel's gradient. So convolution is a primitive of its own here, lowered to native kernels
-(`eqxunet.kernels`) on CPUs and to XLA's own convolutions elsewhere. It is one of three, the ways to
-contract x, kernel and y of the trilinear form sum(y * conv(x, kernel)) for the third; each is
-bilinear, and its derivatives are the other two.
+XLA's CPU convolution runs far below a matrix product's speed where channels are few and images
+large, above all for the kernel's gradient. So convolution is a primitive of its own here, lowered
+to native kernels (`eqxunet.kernels`) on CPUs and to XLA's own convolutions elsewhere. It is one of
+three, the ways to contract x, kernel and y of the trilinear form sum(y * conv(x, kernel)) for the
+third; each is bilinear, and its derivatives are the other two.
 
 As primitives rather than a `jax.custom_vjp`, they see the whole batch where `jax.vmap` maps them,
 so the kernel's gradient is summed over it as it is computed. A rule that sees one example has to
@@ -158,7 +158,7 @@ def _split_gradient(
 ) -> Float[Array, "3 3 c_in c_out"]:
     """The kernel's gradient, sum over pixels p of x[p + tap] g[p], as matrix products.
 
-    Without native kernels, still several times as fast as XLA's own. Three horizontal shifts of x
+    Used without native kernels, in place of XLA's own. Three horizontal shifts of x
     beside each other, (pixels, 3 c_in), and three vertical ones of g, (pixels, 3 c_out): their
     product holds all nine taps. im2col of one side would copy it nine times, and its product would
     be of a worse shape for few channels.
