@@ -111,6 +111,21 @@ def test_transposed(h, w, c_in, c_out):
     compare(forward_and_gradients(mine)(x, kernel, g), forward_and_gradients(other)(x, kernel, g))
 
 
+@pytest.mark.parametrize("padding", [((2, 1), (0, 2)), ((4, 4), (5, 5)), ((-1, -1), (-2, 0))])
+def test_any_padding(padding):
+    """More than a kernel overlaps, or less than nothing, is beyond the native kernels."""
+    x, kernel, _ = arrays(12, 13, 4, 5)
+
+    def mine(x, kernel):
+        return ours(x, kernel, padding=padding)
+
+    def other(x, kernel):
+        return stock(x, kernel, padding=padding)
+
+    g = jax.random.normal(jax.random.key(3), other(x, kernel).shape)
+    compare(forward_and_gradients(mine)(x, kernel, g), forward_and_gradients(other)(x, kernel, g))
+
+
 def test_native_kernels_are_used_here():
     """Else the comparisons above would compare XLA with itself."""
     assert is_native()
