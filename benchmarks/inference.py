@@ -21,7 +21,8 @@ def ours(options: Options) -> Callable[[], float]:
     from eqxunet.data.augment import to_float
     from eqxunet.evaluation import forward
 
-    model, state = eu.build(eu.ModelConfig(encoder=options.model), key=jax.random.key(0))
+    config = eu.ModelConfig(encoder=options.model)
+    model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
     model, state = eu.from_flax(model, state, options.variables())
     model = eqx.nn.inference_mode(model)
     images = to_float(options.data()[0])

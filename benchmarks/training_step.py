@@ -14,6 +14,7 @@ from benchmarks.comparison import Options, compare
 
 
 def ours(options: Options) -> Callable[[], float]:
+    import equinox as eqx
     import jax
     import numpy as np
 
@@ -22,10 +23,11 @@ def ours(options: Options) -> Callable[[], float]:
     from eqxunet.data.source import BACKGROUND, PET
     from eqxunet.training import compile_step, initialise
 
-    model, state = eu.build(eu.ModelConfig(encoder=options.model), key=jax.random.key(0))
+    config = eu.ModelConfig(encoder=options.model)
+    model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
     model, state = eu.from_flax(model, state, options.variables())
-    config = eu.TrainConfig(batch_size=options.batch, schedule="constant", augment=False)
-    fixed, train_state = initialise(model, state, config, 1)
+    train_config = eu.TrainConfig(batch_size=options.batch, schedule="constant", augment=False)
+    fixed, train_state = initialise(model, state, train_config, 1)
     images, masks = options.data()
     batch = Batch(images, np.where(masks, PET, BACKGROUND).astype(np.uint8))
     step = compile_step((fixed, batch), train_state)

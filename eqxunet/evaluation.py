@@ -16,7 +16,7 @@ from .data.source import Progress
 from .data.trimap import foreground
 from .losses import segmentation_loss
 from .metrics import Counts, count
-from .models import AbstractUNet
+from .models import AbstractUNet, fold
 
 BORDERS: tuple[Border, ...] = ("foreground", "background", "ignore")
 
@@ -80,7 +80,7 @@ def forward(
     model: AbstractUNet, state: eqx.nn.State, images: Float[Array, "b h w 3"]
 ) -> Float[Array, "b h w"]:
     """Logits of a batch, from a model in inference mode."""
-    batched = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+    batched = jax.vmap(fold(model, state), in_axes=(0, None), out_axes=(0, None), axis_name="batch")
     return batched(images, state)[0][..., 0].astype(jnp.float32)
 
 

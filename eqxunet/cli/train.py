@@ -101,6 +101,7 @@ def train(
 
 
 def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
+    import equinox as eqx
     import jax
 
     from ..checkpoint import open_checkpoints, restore
@@ -113,7 +114,8 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     train_split, val_split = (load(config, split) for split in ("train", "val"))
     epoch_steps = steps_per_epoch(train_split, config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch_steps
-    model, state = build(config.model, key=jax.random.key(config.train.seed))
+    # As one program, which the compilation cache keeps; its many small ones are not worth keeping.
+    model, state = eqx.filter_jit(build)(config.model, key=jax.random.key(config.train.seed))
     if not resume:
         model, config = _with_weights(model, config)
         # All that can be wrong with the input was said by now: until here nothing is deleted.

@@ -7,7 +7,8 @@
 //   forward     out[p, o]    += row[p * step + k] * kernel[k, o]
 //   gradient    kernel[k, o] += row[p * step + k] * y[p, o]
 //
-// Each keeps a tile of sums in vector registers. Every sum has a fixed order, whatever the number
+// The rows may be those of relu(scale * x + offset), computed as x is copied. Each direction keeps
+// a tile of sums in vector registers. Every sum has a fixed order, whatever the number
 // of threads, so results are reproducible to the bit.
 
 #include <algorithm>
@@ -25,6 +26,8 @@
 namespace ffi = xla::ffi;
 using Size = int64_t;
 using Tensor = ffi::Buffer<ffi::F32, 4>;
+using Table = ffi::Buffer<ffi::F32, 2>;
+using Vector = ffi::Buffer<ffi::F32, 1>;
 using Result = ffi::ResultBuffer<ffi::F32, 4>;
 
 namespace {
@@ -95,19 +98,47 @@ struct Geometry {
   Size padded() const { return (round_up(w_out, kTile) * stride + kernel) * c_in + kTaps; }
 };
 
+// What becomes of the input, relu(scale * x + offset), with a scale and an offset for each image and
+// channel; nothing where they are null.
+struct Activation {
+  const float *scale, *offset;
+
+  void copy(float* to, const float* from, Size count, Size image, Size channels) const {
+    if (scale == nullptr) {
+      std::memcpy(to, from, count * sizeof(float));
+      return;
+    }
+    const float *a = scale + image * channels, *b = offset + image * channels;
+    Size i = 0;
+    for (; i + channels <= count; i += channels) activate(to + i, from + i, a, b, channels);
+    activate(to + i, from + i, a, b, count - i);
+  }
+
+ private:
+  static void activate(float* __restrict to, const float* __restrict from,
+                       const float* __restrict a, const float* __restrict b, Size count) {
+    for (Size c = 0; c < count; ++c) to[c] = std::max(from[c] * a[c] + b[c], 0.0f);  // NaN stays
+  }
+};
+
+Activation activation(Table scale, Table offset) {
+  if (scale.element_count() == 0) return {nullptr, nullptr};
+  return {scale.typed_data(), offset.typed_data()};
+}
+
 // Consecutive rows of one image between columns of zeros.
 class Rows {
  public:
   Rows(const Geometry& g, Size rows) : g_(g), data_(g.rows_in(rows) * g.padded(), 0.0f) {}
 
   // Loads what the output rows [top, top + rows) read.
-  void load(const float* image, Size top, Size rows) {
+  void load(const float* x, Size image, Size top, Size rows, const Activation& activation) {
     Size width = std::min(g_.w * g_.c_in, g_.padded() - g_.left * g_.c_in);
     for (Size r = 0; r < g_.rows_in(rows); ++r) {
       Size y = top * g_.stride - g_.top + r;
       float* to = data_.data() + r * g_.padded() + g_.left * g_.c_in;
       if (0 <= y && y < g_.h)
-        std::memcpy(to, image + y * g_.w * g_.c_in, width * sizeof(float));
+        activation.copy(to, x + (image * g_.h + y) * g_.w * g_.c_in, width, image, g_.c_in);
       else
         std::memset(to, 0, width * sizeof(float));
     }
@@ -121,11 +152,16 @@ class Rows {
   std::vector<float> data_;
 };
 
-// Sums kTile pixels of V vectors of channels, and stores the first `pixels` x `channels` of them.
+// Sums kTile pixels of V vectors of channels on top of the bias, and stores the first
+// `pixels` x `channels` of them.
 template <int V>
-void forward_tile(const float* rows, const Geometry& g, const float* kernel, float* out,
-                  Size pixels, Size channels) {
-  Vec sum[kTile][V] = {};
+void forward_tile(const float* rows, const Geometry& g, const float* kernel, const float* bias,
+                  bool relu, float* out, Size pixels, Size channels) {
+  Vec sum[kTile][V];
+#pragma GCC unroll 16
+  for (int p = 0; p < kTile; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[p][v] = at(bias + v * kLanes);
   for (Size kh = 0; kh < g.kernel; ++kh, rows += g.padded())
     for (Size k = 0; k < g.taps(); ++k, kernel += kBlock) {
 #pragma GCC unroll 16
@@ -135,6 +171,12 @@ void forward_tile(const float* rows, const Geometry& g, const float* kernel, flo
         for (int v = 0; v < V; ++v) sum[p][v] += x * at(kernel + v * kLanes);
       }
     }
+  if (relu) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kTile; ++p)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[p][v] = sum[p][v] < 0.0f ? Vec{} : sum[p][v];  // NaN stays
+  }
   if (pixels >= kTile && channels == V * kLanes) {
 #pragma GCC unroll 16
     for (int p = 0; p < kTile; ++p)
@@ -200,16 +242,20 @@ Floats pack(ffi::ThreadPool pool, const Geometry& g, Size phases, Value value) {
 
 // Each output row has as many phases, rows that another packed kernel computes from the same input.
 void convolve(ffi::ThreadPool pool, const Geometry& g, Size phases, const float* x,
-              const Floats& packed, float* out) {
+              const Activation& activation, const Floats& packed, const float* bias, bool relu,
+              float* out) {
   const Size rows = std::clamp<Size>(kCacheBytes / (g.padded() * g.stride * 4), 1, g.h_out);
   const Size chunks = ceil_div(g.h_out, rows);
   const float* kernels = packed.get();
+  std::vector<float> biases(round_up(g.c_out, kBlock), 0.0f);
+  if (bias != nullptr) std::copy_n(bias, g.c_out, biases.data());
+  const float* first = biases.data();
   parallel_for(
       pool, g.n * chunks, [=] { return Rows(g, rows); },
       [=](Size task, Rows& in) {
         const Size image = task / chunks, top = task % chunks * rows;
         const Size count = std::min(rows, g.h_out - top);
-        in.load(x + image * g.h * g.w * g.c_in, top, count);
+        in.load(x, image, top, count, activation);
         const float* kernel = kernels;
         for (Size phase = 0; phase < phases; ++phase)
           for (Size c = 0; c < g.c_out; c += kBlock, kernel += g.kernel * g.taps() * kBlock) {
@@ -218,19 +264,22 @@ void convolve(ffi::ThreadPool pool, const Geometry& g, Size phases, const float*
             for (Size r = 0; r < count; ++r) {
               float* row = out + ((image * g.h_out + top + r) * phases + phase) * g.w_out * g.c_out;
               for (Size p = 0; p < g.w_out; p += kTile)
-                tile(in[r] + p * g.step(), g, kernel, row + p * g.c_out + c, g.w_out - p, channels);
+                tile(in[r] + p * g.step(), g, kernel, first + c, relu, row + p * g.c_out + c,
+                     g.w_out - p, channels);
             }
           }
       });
 }
 
-ffi::Error Forward(ffi::ThreadPool pool, Tensor x, Tensor kernel, Result y, Size stride, Size top,
-                   Size left) {
+// relu(conv(relu(scale * x + offset), kernel) + bias), without what is empty or not asked for.
+ffi::Error Forward(ffi::ThreadPool pool, Tensor x, Tensor kernel, Table scale, Table offset,
+                   Vector bias, Result y, Size stride, Size top, Size left, bool relu) {
   const Geometry g = geometry(x, *y, kernel.dimensions()[0], stride, top, left);
   const float* k = kernel.typed_data();
   const Size c_out = g.c_out;
   Floats packed = pack(pool, g, 1, [=](Size, Size i, Size c) { return k[i * c_out + c]; });
-  convolve(pool, g, 1, x.typed_data(), packed, y->typed_data());
+  convolve(pool, g, 1, x.typed_data(), activation(scale, offset), packed,
+           bias.element_count() ? bias.typed_data() : nullptr, relu, y->typed_data());
   return ffi::Error::Success();
 }
 
@@ -246,20 +295,21 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Tensor y, Tensor kernel, Result x
     Floats packed = pack(pool, g, 1, [=](Size, Size i, Size c) {
       return k[((last - i / c_out) * c_in + c) * c_out + i % c_out];
     });
-    convolve(pool, g, 1, y.typed_data(), packed, x->typed_data());
+    convolve(pool, g, 1, y.typed_data(), {}, packed, nullptr, false, x->typed_data());
   } else {  // a row of y times a kernel row is a row of x
     g = {g.n, g.h, g.w, c_out, g.h, g.w, size * c_in, 1, 1, 0, 0};
     const Size row = g.c_out;
     Floats packed = pack(pool, g, size, [=](Size kh, Size i, Size c) {
       return k[(kh * row + c) * c_out + i];
     });
-    convolve(pool, g, size, y.typed_data(), packed, x->typed_data());
+    convolve(pool, g, size, y.typed_data(), {}, packed, nullptr, false, x->typed_data());
   }
   return ffi::Error::Success();
 }
 
-ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Result kernel, Size stride,
-                          Size top, Size left) {
+// Of conv(relu(scale * x + offset), kernel), without what is empty.
+ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Table scale, Table offset,
+                          Result kernel, Size stride, Size top, Size left) {
   const Geometry g = geometry(x, y, kernel->dimensions()[0], stride, top, left);
   // A slot's partial sums, rounded up to whole tiles.
   const Size taps = round_up(g.taps(), kTaps), channels = round_up(g.c_out, kLanes);
@@ -279,6 +329,7 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Result kerne
   float* sums = totals.get();
   const float* images = x.typed_data();
   const float* gradients = y.typed_data();
+  const Activation active = activation(scale, offset);
   struct Local {
     std::vector<Rows> in;
     std::vector<float> y;  // with whole vectors of channels, where it hasn't any
@@ -298,7 +349,7 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Result kerne
           const Size count = std::min(rows, g.h_out - first);
           const Size many = std::min(together, g.n - image);
           for (Size m = 0; m < many; ++m)
-            local.in[m].load(images + (image + m) * g.h * g.w * g.c_in, first, count);
+            local.in[m].load(images, image + m, first, count, active);
           const float* from = gradients + (image * g.h_out + first) * g.w_out * g.c_out;
           if (!local.y.empty()) {
             for (Size p = 0; p < many * count * g.w_out; ++p)
@@ -329,19 +380,19 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Result kerne
   return ffi::Error::Success();
 }
 
-auto binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Tensor>()
-      .Arg<Tensor>()
-      .Ret<Tensor>()
-      .Attr<Size>("stride")
-      .Attr<Size>("top")
-      .Attr<Size>("left");
+auto operands() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>(); }
+
+template <class Binding>
+auto window(Binding binding) {
+  return std::move(binding).template Ret<Tensor>().template Attr<Size>("stride").template Attr<Size>(
+      "top").template Attr<Size>("left");
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d, Forward, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_input_gradient, InputGradient, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_kernel_gradient, KernelGradient, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    conv2d, Forward,
+    window(operands().Arg<Table>().Arg<Table>().Arg<Vector>()).Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_input_gradient, InputGradient, window(operands()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_kernel_gradient, KernelGradient,
+                              window(operands().Arg<Table>().Arg<Table>()));

@@ -26,9 +26,9 @@ class ConvBlock(eqx.Module):
     def __call__(
         self, x: Float[Array, "h w c_in"], state: eqx.nn.State
     ) -> tuple[Float[Array, "h w c_out"], eqx.nn.State]:
-        x, state = self.norm1(self.conv1(x), state)
-        x = jax.nn.relu(x)
-        x, state = self.norm2(self.conv2(x), state)
+        x = self.conv1(x)
+        scale, offset, state = self.norm1.affine(x, state)
+        x, state = self.norm2(self.conv2.of_relu(x, scale, offset), state)
         return jax.nn.relu(x), state
 
 

@@ -46,8 +46,8 @@ class ResNetBlock(eqx.Module):
         self.norm_proj = GroupNorm(c_out) if projects else None
 
     def __call__(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h_out w_out c_out"]:
-        y = jax.nn.relu(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
+        y = self.conv1(x)
+        y = self.norm2(self.conv2.of_relu(y, *self.norm1.affine(y)))
         if self.conv_proj is not None and self.norm_proj is not None:
             x = self.norm_proj(self.conv_proj(x))
         return jax.nn.relu(x + y)

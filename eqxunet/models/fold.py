@@ -1,0 +1,50 @@
+"""BatchNorm folded into the convolutions before it, for inference."""
+
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from .blocks import ConvBlock
+from .layers import BatchNorm, Conv
+
+Model = TypeVar("Model", bound=PyTree)
+
+
+class FoldedBlock(eqx.Module):
+    """A ConvBlock for inference: twice 3x3 convolution with bias, ReLU."""
+
+    conv1: Conv
+    conv2: Conv
+
+    def __call__(
+        self, x: Float[Array, "h w c_in"], state: eqx.nn.State
+    ) -> tuple[Float[Array, "h w c_out"], eqx.nn.State]:
+        return self.conv2.relu(self.conv1.relu(x)), state
+
+
+def fold(model: Model, state: eqx.nn.State) -> Model:
+    """Returns a model whose blocks hold no BatchNorm: the running statistics are in the kernels.
+
+    For inference alone: it equals the model in inference mode, and returns the state as it was.
+    """
+
+    def folded(node: PyTree) -> PyTree:
+        if not isinstance(node, ConvBlock):
+            return node
+        return FoldedBlock(
+            _fold(node.conv1, node.norm1, state), _fold(node.conv2, node.norm2, state)
+        )
+
+    return jax.tree.map(folded, model, is_leaf=lambda node: isinstance(node, ConvBlock))
+
+
+def _fold(conv: Conv, norm: BatchNorm, state: eqx.nn.State) -> Conv:
+    scale, offset = norm.running_affine(state)
+    return eqx.tree_at(
+        lambda conv: (conv.kernel, conv.bias),
+        conv,
+        (conv.kernel * scale, offset),
+        is_leaf=lambda leaf: leaf is None,
+    )
