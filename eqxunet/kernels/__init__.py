@@ -22,7 +22,7 @@ import jax
 KERNELS = ("conv2d", "conv2d_input_gradient", "conv2d_kernel_gradient")
 """Functions of the library; XLA knows each as `eqxunet_` and this name."""
 
-_SOURCE = Path(__file__).with_name("conv.cc")
+_SOURCES = [Path(__file__).with_name(f) for f in ("conv.cc", "direct.h", "winograd.h", "tiles.h")]
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
 
@@ -57,7 +57,7 @@ def _compiled() -> Path:
     compiler = next((path for name in found if name and (path := shutil.which(name))), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler on the PATH")
-    key = hashlib.sha256(_SOURCE.read_bytes())
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
     for part in (*_FLAGS, compiler, version("jaxlib"), _processor()):
         key.update(part.encode() + b"\0")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxunet" / "kernels"
@@ -67,7 +67,7 @@ def _compiled() -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / "conv.so"
             include = f"-I{jax.ffi.include_dir()}"
-            command = [compiler, *_FLAGS, include, str(_SOURCE), "-o", str(made)]
+            command = [compiler, *_FLAGS, include, str(_SOURCES[0]), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
             made.replace(library)  # whole, whoever else compiles at the same time
     return library

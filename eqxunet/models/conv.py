@@ -29,7 +29,7 @@ from .varying import vary_alike
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # Narrower outputs do not fill the native kernels' tiles, and XLA's own are faster.
-_NARROW = 8
+_NARROW = 6
 _NO_TABLE, _NO_BIAS = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
 
 
