@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .errors import InputError
+
 Border = Literal["foreground", "background", "ignore"]
 Encoder = Literal["scratch", "resnet10"]
 Precision = Literal["float32", "bfloat16"]
@@ -50,6 +52,10 @@ class TrainConfig:
     - `augment`: flip, scale and crop, and change colours of training images.
     - `border`: what the trimap's border pixels count as.
     - `precision`: dtype that the network computes in; parameters and statistics stay float32.
+    - `accumulate`: how many parts of the batch a step computes one after another, for batches
+      that don't fit in memory. BatchNorm takes its statistics of a part.
+    - `remat`: compute everything between convolutions again for the gradient, instead of keeping
+      it; for GPUs and TPUs.
     - `seed`: the only source of randomness.
     - `patience`: epochs without a better validation IoU after which training stops.
     - `max_skipped`: steps in a row whose loss or gradient is not finite before giving up.
@@ -68,6 +74,15 @@ class TrainConfig:
     augment: bool = True
     border: Border = "foreground"
     precision: Precision = "float32"
+    accumulate: int = 1
+    remat: bool = False
     seed: int = 0
     patience: int | None = None
     max_skipped: int = 5
+
+    def __post_init__(self):
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise InputError(
+                f"a batch of {self.batch_size} does not divide into {self.accumulate} equal parts; "
+                "set --accumulate to a divisor of --batch-size"
+            )

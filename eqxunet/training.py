@@ -20,7 +20,7 @@ from .data.trimap import foreground
 from .errors import IntegrityError
 from .losses import segmentation_loss
 from .metrics import count
-from .models import AbstractUNet
+from .models import AbstractUNet, is_convolution
 from .models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
 from .optimizer import make_optimizer, trainable_mask
 
@@ -95,12 +95,56 @@ def batch_loss(
     images: Float[Array, "b h w 3"],
     mask: Bool[Array, "b h w"],
     counted: Bool[Array, "b h w"],
+    *,
+    remat: bool = False,
 ) -> tuple[Float[Array, ""], tuple[eqx.nn.State, Float[Array, "b h w"]]]:
-    """Mean loss over images; also the new state and the logits."""
+    """Mean loss over images; also the new state and the logits.
+
+    Arguments:
+
+    - `remat`: keep the outputs of convolutions only for the gradient.
+    """
     forward = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+    if remat:
+        forward = jax.checkpoint(forward, policy=is_convolution)
     logits, state = forward(images, state)
     logits = logits[..., 0]
     return jnp.mean(jax.vmap(segmentation_loss)(logits, mask, counted)), (state, logits)
+
+
+Part = tuple[Float[Array, "b h w 3"], Bool[Array, "b h w"], Bool[Array, "b h w"]]
+
+
+def batch_gradient(
+    fixed: Fixed, trainable: PyTree, state: eqx.nn.State, batch: Part
+) -> tuple[PyTree, Float[Array, ""], eqx.nn.State, Float[Array, "b h w"]]:
+    """Gradient in the trained leaves of a batch's mean loss; the loss, new state, and logits.
+
+    Computed in `config.accumulate` parts, each of which starts at the statistics of the one before.
+    """
+    config = fixed.config
+
+    def loss_fn(trainable: PyTree, state: eqx.nn.State, part: Part):
+        model = eqx.combine(trainable, fixed.frozen)
+        images, mask, counted = part
+        images = images.astype(config.precision)
+        return batch_loss(model, state, images, mask, counted, remat=config.remat)
+
+    value_and_grad = eqx.filter_value_and_grad(loss_fn, has_aux=True)
+    if config.accumulate == 1:
+        (loss, (state, logits)), gradient = value_and_grad(trainable, state, batch)
+        return gradient, loss, state, logits
+
+    def add(carry: tuple[PyTree, eqx.nn.State], part: Part):
+        total, state = carry
+        (loss, (state, logits)), gradient = value_and_grad(trainable, state, part)
+        return (jax.tree.map(jnp.add, total, gradient), state), (loss, logits)
+
+    parts = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch)
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    (total, state), (losses, logits) = jax.lax.scan(add, (zeros, state), parts)
+    gradient = jax.tree.map(lambda x: x / config.accumulate, total)
+    return gradient, jnp.mean(losses), state, logits.reshape(batch[1].shape)
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -115,13 +159,8 @@ def train_step(
     config = fixed.config
     images, trimaps = _prepare(batch, config, train_state.step)
     mask, counted = foreground(trimaps, config.border)
-
-    def loss_fn(trainable: PyTree, state: eqx.nn.State):
-        model = eqx.combine(trainable, fixed.frozen)
-        return batch_loss(model, state, images.astype(config.precision), mask, counted)
-
-    (loss, (state, logits)), gradient = eqx.filter_value_and_grad(loss_fn, has_aux=True)(
-        train_state.trainable, train_state.state
+    gradient, loss, state, logits = batch_gradient(
+        fixed, train_state.trainable, train_state.state, (images, mask, counted)
     )
     norm = optax.tree.norm(gradient)
     updates, opt_state = fixed.optimizer(gradient).update(

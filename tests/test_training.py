@@ -10,11 +10,21 @@ import numpy as np
 import pytest
 
 from eqxunet import ModelConfig, TrainConfig, build
+from eqxunet.data.augment import to_float
 from eqxunet.data.batches import Batch
 from eqxunet.data.cache import Arrays
-from eqxunet.errors import IntegrityError
+from eqxunet.errors import InputError, IntegrityError
 from eqxunet.optimizer import learning_rate
-from eqxunet.training import fit, from_arrays, initialise, to_arrays, train_step
+from eqxunet.training import (
+    batch_gradient,
+    batch_loss,
+    compile_step,
+    fit,
+    from_arrays,
+    initialise,
+    to_arrays,
+    train_step,
+)
 
 SMALL = ModelConfig(channels=(4, 6, 8))
 CONFIG = TrainConfig(batch_size=4, lr=1e-2, weight_decay=0.1, schedule="constant")
@@ -104,6 +114,87 @@ def test_one_batch_can_be_learnt_by_heart():
     assert metrics[0].loss > 0.8
     assert metrics[-1].loss < 0.1
     assert metrics[-1].iou > 0.95
+
+
+def part(split):
+    return (
+        to_float(split.images),
+        jnp.asarray(split.trimaps == 1),
+        jnp.ones(split.trimaps.shape, bool),
+    )
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts():
+    fixed, train_state = start(batch_size=6, accumulate=3)
+    batch = part(arrays(6))
+    gradient, loss, state, logits = eqx.filter_jit(batch_gradient)(
+        fixed, train_state.trainable, train_state.state, batch
+    )
+    assert logits.shape == (6, 16, 16)
+    want_state, gradients, losses = train_state.state, [], []
+    for i in range(0, 6, 2):
+        images, mask, counted = (x[i : i + 2] for x in batch)
+        (one, (want_state, _)), grad = eqx.filter_value_and_grad(batch_loss, has_aux=True)(
+            train_state.trainable, want_state, images, mask, counted
+        )
+        gradients.append(grad)
+        losses.append(one)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-6)
+    want = jax.tree.map(lambda *parts: sum(parts) / 3, *gradients)
+    for a, b in zip(*map(jax.tree.leaves, ((gradient, state), (want, want_state))), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 + 1e-5 * np.abs(b).max())
+
+
+def test_accumulating_takes_less_memory():
+    def temporary_bytes(accumulate):
+        fixed, train_state = start(batch_size=8, accumulate=accumulate)
+        batch = Batch(np.zeros((8, 64, 64, 3), np.uint8), np.ones((8, 64, 64), np.uint8))
+        step = compile_step((fixed, batch), train_state)
+        return step.compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(4) < 0.5 * temporary_bytes(1)
+
+
+@pytest.mark.parametrize("accumulate", [0, 3])
+def test_a_batch_that_does_not_divide_is_refused(accumulate):
+    with pytest.raises(InputError, match="--accumulate"):
+        TrainConfig(batch_size=16, accumulate=accumulate)
+
+
+def test_rematerialising_keeps_less_and_changes_nothing():
+    results, kept = [], []
+    for remat in (False, True):
+        fixed, train_state = start(remat=remat)
+        batch = part(arrays(4))
+
+        def loss(trainable, fixed=fixed, state=train_state.state, batch=batch, remat=remat):
+            return batch_loss(eqx.combine(trainable, fixed.frozen), state, *batch, remat=remat)[0]
+
+        arguments = fixed, train_state.trainable, train_state.state, batch
+        results.append(eqx.filter_jit(batch_gradient)(*arguments))
+        pullback = jax.eval_shape(lambda t, loss=loss: jax.vjp(loss, t)[1], train_state.trainable)
+        kept.append(sum(leaf.size for leaf in jax.tree.leaves(pullback)))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 + 1e-5 * np.abs(b).max())
+    assert kept[1] < 0.7 * kept[0]
+
+
+@pytest.mark.parametrize("encoder", ["scratch", "resnet10"])
+def test_the_step_lowers_for_cuda_without_anything_of_the_cpu(encoder):
+    model_config = SMALL if encoder == "scratch" else ModelConfig(encoder="resnet10")
+    fixed, train_state = start(model_config, precision="bfloat16")
+    split = arrays(4, size=32)
+    arguments = (fixed, Batch(split.images, split.trimaps)), train_state
+    dynamic, static = eqx.partition(
+        arguments, lambda x: eqx.is_array(x) or isinstance(x, np.ndarray)
+    )
+
+    def step(dynamic):
+        return eqx.filter(train_step.__wrapped__(*eqx.combine(dynamic, static)), eqx.is_array)
+
+    text = jax.export.export(jax.jit(step), platforms=["cuda"])(dynamic).mlir_module()
+    assert text.count("stablehlo.convolution") > 20
+    assert "@eqxunet_" not in text and "callback" not in text
 
 
 def test_a_step_is_traced_once():

@@ -27,6 +27,7 @@ from ..training import Fixed, StepMetrics, TrainState, fit, to_arrays
 from .console import console, errors, steps_bar
 
 _PICTURED = 8
+_LOOK_SECONDS = 0.1  # between two looks at the metrics: each waits for the device
 
 
 def train_loop(
@@ -48,7 +49,7 @@ def train_loop(
     """
     config = fixed.config
     schedule = learning_rate(config, total_steps)
-    step, started = int(train_state.step), time.perf_counter()
+    step, started, looked = int(train_state.step), time.perf_counter(), 0.0
     with _signals() as received, steps_bar(total_steps, step) as bar:
         window: list[StepMetrics] = []
         steps = fit(fixed, train_state, train_split, total_steps=total_steps)
@@ -58,11 +59,14 @@ def train_loop(
             if len(window) == 2:
                 jax.block_until_ready(window[0])
                 started = time.perf_counter()
-            # Reading the step before lets this one run on meanwhile.
-            shown = jax.device_get(window[-2] if len(window) > 1 else window[-1])
-            bar(step, f"loss {shown.loss:.3f}  IoU {shown.iou:.3f}")
-            _check(shown, config.max_skipped)
-            if step % epoch_steps == 0 or step == total_steps:
+            ends_epoch = step % epoch_steps == 0 or step == total_steps
+            if ends_epoch or time.perf_counter() - looked > _LOOK_SECONDS:
+                # Reading the step before lets this one run on meanwhile.
+                shown = jax.device_get(window[-2] if len(window) > 1 else window[-1])
+                bar(step, f"loss {shown.loss:.3f}  IoU {shown.iou:.3f}")
+                _check(shown, config.max_skipped)
+                looked = time.perf_counter()
+            if ends_epoch:
                 record = _train_record(window, step, epoch_steps)
                 if len(window) > 2:  # the clock started between the second step's start and its end
                     images = (len(window) - 2) * config.batch_size

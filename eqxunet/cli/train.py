@@ -9,7 +9,7 @@ import typer
 
 from ..config import DATA_DIR, Border, Encoder, ModelConfig, Precision, Schedule, TrainConfig
 from ..errors import InputError
-from .console import console, load, progress_bar, shown, warn_of_damage
+from .console import console, errors, load, progress_bar, shown, warn_of_damage
 
 if TYPE_CHECKING:
     from ..models import AbstractUNet
@@ -51,6 +51,12 @@ def train(
         Border, typer.Option(help="What the trimap's border counts as.")
     ] = TrainConfig.border,
     precision: Annotated[Precision, typer.Option(help="Of computing.")] = TrainConfig.precision,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts of the batch computed one after another.")
+    ] = TrainConfig.accumulate,
+    remat: Annotated[
+        bool, typer.Option("--remat", help="Keep less for the gradient, on GPUs and TPUs.")
+    ] = TrainConfig.remat,
     seed: Annotated[int, typer.Option(min=0)] = TrainConfig.seed,
     limit: Annotated[
         int | None, typer.Option(min=1, help="The first so many examples of each split.")
@@ -122,6 +128,7 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
         _clear(directory)
         config.write(directory)
     point_latest(directory)
+    _warn_of_cpu(config.train)
     fixed, train_state = initialise(model, state, config.train, total_steps)
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
     console.print(
@@ -152,6 +159,17 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
             total_steps=total_steps,
         )
     console.print(f"run: {shown(directory)}; score it on the test split with `eval`")
+
+
+def _warn_of_cpu(config: TrainConfig) -> None:
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return
+    if config.precision == "bfloat16":
+        errors.print("[yellow]warning:[/] on a CPU --precision bfloat16 is slower than float32")
+    if config.remat:
+        errors.print("[yellow]warning:[/] on a CPU --remat saves nothing; --accumulate does")
 
 
 def _with_weights(model: "AbstractUNet", config: "RunConfig") -> tuple["AbstractUNet", "RunConfig"]:

@@ -1,5 +1,6 @@
 from .flax import from_flax as from_flax
 from .fold import fold as fold
+from .fused import is_convolution as is_convolution
 from .pretrained import load_resnet10 as load_resnet10
 from .resnet import ResNet10 as ResNet10
 from .unet import AbstractUNet as AbstractUNet

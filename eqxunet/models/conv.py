@@ -66,7 +66,7 @@ def conv2d_transpose(
     (h, w, _), size = y.shape, kernel.shape[0]
     y, kernel = vary_alike(y[None], jnp.asarray(_turned(kernel)))
     window = Window(size, size, ((0, 0), (0, 0)), (size * h, size * w))
-    return _input_gradient_p.bind(y, kernel, window=window)[0]
+    return input_gradient_p.bind(y, kernel, window=window)[0]
 
 
 class Window(NamedTuple):
@@ -108,7 +108,7 @@ def _turned(
 
 # x (n, h, w, c_in), kernel (k, k, c_in, c_out), y (n, h_out, w_out, c_out).
 conv_p = Primitive("conv2d")  # x, kernel -> y
-_input_gradient_p = Primitive("conv2d_input_gradient")  # y, kernel -> x
+input_gradient_p = Primitive("conv2d_input_gradient")  # y, kernel -> x
 kernel_gradient_p = Primitive("conv2d_kernel_gradient")  # x, y -> kernel
 
 
@@ -186,7 +186,7 @@ def lower_on_cpu(primitive: Primitive, native: Any, other: Any, *, narrow: Any) 
         first: Any = ctx.avals_in[0]
         fits = window.y_shape()[1] >= _NARROW and first.size > 0
         fits &= all(0 <= pad < window.size for pads in window.padding for pad in pads)
-        if primitive is _input_gradient_p:
+        if primitive is input_gradient_p:
             fits &= window.tiles or window.stride == 1
         if _is_partitioned(ctx) or not (fits and is_native()):
             chosen = other
@@ -251,12 +251,12 @@ _define(
     _conv,
     lambda x, kernel, window: (x[0], *window.y_shape(), kernel[3]),
     (
-        lambda y, x, kernel, **window: _input_gradient_p.bind(y, kernel, **window),
+        lambda y, x, kernel, **window: input_gradient_p.bind(y, kernel, **window),
         lambda y, x, kernel, **window: kernel_gradient_p.bind(x, y, **window),
     ),
 )
 _define(
-    _input_gradient_p,
+    input_gradient_p,
     _input_gradient,
     lambda y, kernel, window: (y[0], *window.shape, kernel[2]),
     (
@@ -269,19 +269,19 @@ _define(
     _kernel_gradient,
     lambda x, y, window: (window.size, window.size, x[3], y[3]),
     (
-        lambda kernel, x, y, **window: _input_gradient_p.bind(y, kernel, **window),
+        lambda kernel, x, y, **window: input_gradient_p.bind(y, kernel, **window),
         lambda kernel, x, y, **window: conv_p.bind(x, kernel, **window),
     ),
 )
 _batch(conv_p, _conv)
-_batch(_input_gradient_p, _input_gradient)
+_batch(input_gradient_p, _input_gradient)
 batching.primitive_batchers[kernel_gradient_p] = lambda arrays, axes, *, window: (
     jax.vmap(partial(_kernel_gradient, window=window), axes)(*arrays),
     0,
 )
 for _primitive, _native, _other in (
     (conv_p, native_conv, _conv),
-    (_input_gradient_p, _native_input_gradient, _input_gradient),
+    (input_gradient_p, _native_input_gradient, _input_gradient),
     (kernel_gradient_p, native_kernel_gradient, _kernel_gradient_on_cpu),
 ):
     lower_on_cpu(_primitive, _native, _other, narrow=_wide(_primitive))

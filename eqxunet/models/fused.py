@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from .conv import (
     Window,
     conv_p,
+    input_gradient_p,
     kernel_gradient_p,
     lower_on_cpu,
     native_conv,
@@ -55,6 +56,11 @@ def _same(x: Any, kernel: Any) -> Window:
 _conv_of_relu_p = Primitive("conv2d_of_relu")  # x, scale, offset, kernel -> y
 _kernel_gradient_of_relu_p = Primitive("conv2d_of_relu_kernel_gradient")  # x, scale, offset, y
 _relu_of_conv_p = Primitive("relu_of_conv2d")  # x, kernel, bias -> y
+
+
+def is_convolution(primitive: Primitive, *_: Any, **__: Any) -> bool:
+    """Policy for `jax.checkpoint`: what is costly to compute again."""
+    return primitive in (conv_p, input_gradient_p, _conv_of_relu_p)
 
 
 def _relu(x: Array, scale: Array, offset: Array) -> Array:
