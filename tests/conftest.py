@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,24 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+_KERNELS = Path(__file__).parents[1] / ".pytest_cache" / "kernels"
+
+
+@pytest.fixture(scope="session")
+def new_cache(tmp_path_factory) -> Callable[[], Path]:
+    """Makes caches in which nothing is but the native kernels that the tests compiled before."""
+
+    def new_cache() -> Path:
+        cache = tmp_path_factory.mktemp("cache")
+        (cache / "eqxunet").mkdir()
+        _KERNELS.mkdir(parents=True, exist_ok=True)
+        (cache / "eqxunet" / "kernels").symlink_to(_KERNELS)
+        return cache
+
+    return new_cache
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path_factory, monkeypatch):
+def own_folders(new_cache, monkeypatch):
     """Caches of decoded images stay out of the user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(new_cache()))

@@ -43,11 +43,11 @@ def width(picture):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, new_cache):
     """A folder in which a run of two epochs was trained and scored."""
     cwd = tmp_path_factory.mktemp("work")
     cache = pytest.MonkeyPatch()
-    cache.setenv("XDG_CACHE_HOME", str(cwd / "cache"))
+    cache.setenv("XDG_CACHE_HOME", str(new_cache()))
     code, stdout, stderr = run(cwd, *TRAIN, "--epochs", 2)
     assert code == 0, stderr
     assert "IoU" in stdout

@@ -21,7 +21,6 @@ from ..data.cache import Arrays
 from ..errors import DivergedError
 from ..evaluation import evaluate, forward, summarise
 from ..optimizer import learning_rate
-from ..report import save_curves, save_predictions
 from ..runs import append_metrics
 from ..training import Fixed, StepMetrics, TrainState, fit, to_arrays
 from .console import console, errors, steps_bar
@@ -87,6 +86,9 @@ def train_loop(
             if received:
                 break
     if records:
+        # Matplotlib takes a second, which the first step can do without.
+        from ..report import save_curves
+
         save_curves(records, directory / "curves.png")
         _draw(fixed, train_state, val_split, directory / "predictions.png")
         _print_summary(records)
@@ -140,6 +142,8 @@ def _best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _draw(fixed: Fixed, train_state: TrainState, split: Arrays, path: Path) -> None:
+    from ..report import save_predictions
+
     model = eqx.nn.inference_mode(fixed.model(train_state))
     images, trimaps = split.images[:_PICTURED], split.trimaps[:_PICTURED]
     logits = forward(model, train_state.state, to_float(images))

@@ -117,19 +117,21 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     from ..training import from_arrays, initialise
     from .loop import train_loop
 
+    path = None if resume or config.weights is None else _weights_file(config.weights["source"])
     train_split, val_split = (load(config, split) for split in ("train", "val"))
     epoch_steps = steps_per_epoch(train_split, config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch_steps
-    # As one program, which the compilation cache keeps; its many small ones are not worth keeping.
+    # Jitted for being one program, which the compilation cache keeps, instead of many small ones.
     model, state = eqx.filter_jit(build)(config.model, key=jax.random.key(config.train.seed))
+    if path is not None:
+        model, config = _with_weights(model, config, path)
     if not resume:
-        model, config = _with_weights(model, config)
         # All that can be wrong with the input was said by now: until here nothing is deleted.
         _clear(directory)
         config.write(directory)
     point_latest(directory)
     _warn_of_cpu(config.train)
-    fixed, train_state = initialise(model, state, config.train, total_steps)
+    fixed, train_state = eqx.filter_jit(initialise)(model, state, config.train, total_steps)
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
     console.print(
         f"{config.model.encoder} U-Net, {trained:,} trained parameters, on {jax.device_count()} x "
@@ -172,26 +174,30 @@ def _warn_of_cpu(config: TrainConfig) -> None:
         errors.print("[yellow]warning:[/] on a CPU --remat saves nothing; --accumulate does")
 
 
-def _with_weights(model: "AbstractUNet", config: "RunConfig") -> tuple["AbstractUNet", "RunConfig"]:
-    if config.weights is None:
-        return model, config
-    from ..models import load_resnet10
-    from ..weights import identify, resolve_weights
+def _weights_file(source: str) -> Path | None:
+    from ..weights import resolve_weights
 
-    source = config.weights["source"]
     with progress_bar("downloading weights", unit="bytes") as progress:
         path = resolve_weights(source, progress=progress)
     if path is None:
         console.print("[yellow]the encoder's weights are random[/] (--weights random)")
-        return model, config
+    return path
+
+
+def _with_weights(
+    model: "AbstractUNet", config: "RunConfig", path: Path
+) -> tuple["AbstractUNet", "RunConfig"]:
+    from ..models import load_resnet10
+    from ..weights import identify
+
     model = load_resnet10(model, path)
     identity = identify(path)
     kind = "SERL's release" if identity.known else "unverified, not SERL's release"
     console.print(
         f"the encoder's weights: {shown(path)}, {kind}, sha256 {identity.sha256}", soft_wrap=True
     )
-    weights = {"source": source, "sha256": identity.sha256, "known_release": identity.known}
-    return model, dataclasses.replace(config, weights=weights)
+    weights = {"sha256": identity.sha256, "known_release": identity.known}
+    return model, dataclasses.replace(config, weights={**(config.weights or {}), **weights})
 
 
 def _given(context: typer.Context, name: str) -> bool:
