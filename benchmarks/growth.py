@@ -4,7 +4,7 @@ number; and what accumulating in parts, rematerialising and bfloat16 cost.
 Each configuration has a process of its own, one after another. Prints one JSON line for each.
 
     python -m benchmarks.growth --sizes 64,128,256,512 --batches 1,4,16,64 --repeats 3
-    python -m benchmarks.growth --sizes 128 --batches 64 --options accumulate=4
+    python -m benchmarks.growth --sizes 128 --batches 64 --options '{"accumulate": 4}'
     python -m benchmarks.growth --epochs 100,200,400,800
 """
 
@@ -73,22 +73,20 @@ def main() -> None:
     parser.add_argument("--sizes", type=numbers, default=[128])
     parser.add_argument("--batches", type=numbers, default=[16])
     parser.add_argument("--epochs", type=numbers, default=[None], help="numbers of images")
-    parser.add_argument("--options", default="", help="of TrainConfig, such as accumulate=4")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, help='of TrainConfig, such as {"accumulate": 4}'
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--most", type=float, default=2**20, help="pixels of a batch, at most")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     arguments = parser.parse_args()
-    train = {}
-    for option in filter(None, arguments.options.split(",")):
-        name, value = option.split("=")
-        train[name] = int(value) if value.isdigit() else value
     platform = "cpu" if arguments.device == "cpu" else "cuda"
     for size in arguments.sizes:
         for batch in arguments.batches:
             for images in arguments.epochs:
                 if size * size * batch > arguments.most:
                     continue
-                options = Options(arguments.model, size, batch, images, train)
+                options = Options(arguments.model, size, batch, images, arguments.options)
                 started = time.perf_counter()
                 contender = Contender(steps, options, {"JAX_PLATFORMS": platform, **HUGE_PAGES})
                 contender.run()
