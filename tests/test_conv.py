@@ -134,7 +134,7 @@ def test_native_kernels_are_used_here():
 
 
 def test_without_native_kernels():
-    _in_a_process("_check_without_native_kernels", EQXUNET_NATIVE="0")
+    in_a_process(__name__, "_check_without_native_kernels", EQXUNET_NATIVE="0")
 
 
 def _check_without_native_kernels():
@@ -196,6 +196,12 @@ def test_bfloat16():
         parity.assert_close(a.astype(jnp.float32), b, 1e-2)
 
 
+def test_float64_is_not_rounded():
+    with jax.enable_x64(True):
+        x, kernel, _ = arrays(16, 16, 4, 4, dtype=jnp.float64)
+        parity.assert_close(ours(x, kernel), stock(x, kernel), 1e-14)
+
+
 def test_lowers_for_cuda_with_xla_convolutions_only():
     x, kernel, g = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays(16, 16, 8, 8))
     run = forward_and_gradients(ours)
@@ -207,13 +213,13 @@ def test_lowers_for_cuda_with_xla_convolutions_only():
 
 def test_sharded_over_the_batch():
     """On two host devices."""
-    _in_a_process("_check_sharded", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    in_a_process(__name__, "_check_sharded", XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
-def _in_a_process(name, **environment):
-    """Calls a function of this file in a process of its own, for what is fixed at the start."""
+def in_a_process(module, name, **environment):
+    """Calls a function of a test file in a process of its own, for what is fixed at the start."""
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    code = f"import test_conv; test_conv.{name}()"
+    code = f"import {module}; {module}.{name}()"
     environment = os.environ | environment | {"PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 

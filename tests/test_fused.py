@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
+from test_conv import in_a_process
 
 from eqxunet.models.fused import conv2d_of_relu, relu_of_conv2d
 
@@ -154,6 +155,31 @@ def test_inside_shard_map():
         lambda kernel: jnp.sum(jax.vmap(lambda x: plain_of_relu(x, scale, offset, kernel))(x) ** 2)
     )(kernel)
     parity.assert_close(got, want, 1e-4, "gradient")
+
+
+def test_sharded_over_the_batch():
+    """On two host devices, among which XLA divides the program."""
+    flags = "--xla_force_host_platform_device_count=2"
+    in_a_process(__name__, "_check_sharded", XLA_FLAGS=flags)
+
+
+def _check_sharded():
+    assert jax.device_count() == 2
+    x, scale, offset, kernel, bias, g = draw(16, 16, 8, 8, batch=4)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+    over = jax.NamedSharding(mesh, P("batch"))
+    x, g = jax.device_put((x, g), over)
+    compare(conv2d_of_relu, plain_of_relu, g, x, scale, offset, kernel)
+    compare(relu_of_conv2d, plain_relu_of, g, x, kernel, bias)
+
+
+def test_without_native_kernels():
+    in_a_process(__name__, "_check_without_native_kernels", EQXUNET_NATIVE="0")
+
+
+def _check_without_native_kernels():
+    for shape in SHAPES:
+        test_equal_to_the_composition(shape, 2)
 
 
 def test_native_kernels_are_used():

@@ -9,7 +9,8 @@ import eqxunet
 
 PACKAGE = Path(eqxunet.__file__).parent
 ORDER = [
-    {"errors", "config"},
+    {"errors"},
+    {"config"},
     {"data", "weights", "kernels"},
     {"models"},
     {"losses", "metrics"},

@@ -180,7 +180,7 @@ def _wide(primitive: Primitive) -> Any:
 
 
 def lower_on_cpu(primitive: Primitive, native: Any, other: Any, *, narrow: Any) -> None:
-    """Lowers to `native` where it can be, `narrow` for other dtypes, else to `other`."""
+    """Lowers to `native` where it fits, `narrow` where the dtype is narrower, else to `other`."""
 
     def lower(ctx: mlir.LoweringRuleContext, *operands: Any, window: Window):
         first: Any = ctx.avals_in[0]
@@ -188,6 +188,7 @@ def lower_on_cpu(primitive: Primitive, native: Any, other: Any, *, narrow: Any) 
         fits &= all(0 <= pad < window.size for pads in window.padding for pad in pads)
         if primitive is input_gradient_p:
             fits &= window.tiles or window.stride == 1
+        fits &= first.dtype.itemsize <= 4
         if _is_partitioned(ctx) or not (fits and is_native()):
             chosen = other
         else:
