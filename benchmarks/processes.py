@@ -42,12 +42,13 @@ class Contender:
         return self._ask("run")
 
     def sample(self) -> None:
-        """Runs two steps and keeps the time of the second.
+        """Runs four steps and keeps the time of the last.
 
-        The first finds the caches and the free memory as another process left them, which a loop of
-        steps does not.
+        The first ones find the caches and the free memory as another process left them, which a loop
+        of steps does not.
         """
-        self.run()
+        for _ in range(3):
+            self.run()
         self.seconds.append(self.run()[0])
 
     def close(self) -> float:

@@ -27,7 +27,8 @@ def ours(options: Options) -> Callable[[], float]:
     model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
     model, state = eu.from_flax(model, state, options.variables())
     train_config = eu.TrainConfig(batch_size=options.batch, schedule="constant", augment=False)
-    fixed, train_state = initialise(model, state, train_config, 1)
+    fixed, train_state = eqx.filter_jit(initialise)(model, state, train_config, 1)
+    jax.clear_caches()  # as the command line does
     images, masks = options.data()
     batch = Batch(images, np.where(masks, PET, BACKGROUND).astype(np.uint8))
     step = compile_step((fixed, batch), train_state)

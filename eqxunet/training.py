@@ -183,12 +183,17 @@ def train_step(
 def compile_step(inputs: tuple[Fixed, Batch], train_state: TrainState) -> Step:
     """Compiles `train_step` ahead, for arrays of these shapes."""
     jitted: Any = train_step  # Equinox types it as the plain function
+    # What was freed would be held beside what compiling and the first step take.
+    _return_freed_memory()
     step = jitted.lower(inputs, train_state).compile()
-    # What compiling took and freed would be held beside what the first step takes.
+    _return_freed_memory()
+    return step
+
+
+def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
-    return step
 
 
 def _prepare(

@@ -132,6 +132,7 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     point_latest(directory)
     _warn_of_cpu(config.train)
     fixed, train_state = eqx.filter_jit(initialise)(model, state, config.train, total_steps)
+    jax.clear_caches()  # 100 MB of programs that have done their work
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
     console.print(
         f"{config.model.encoder} U-Net, {trained:,} trained parameters, on {jax.device_count()} x "
