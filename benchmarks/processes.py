@@ -44,8 +44,8 @@ class Contender:
     def sample(self) -> None:
         """Runs four steps and keeps the time of the last.
 
-        The first ones find the caches and the free memory as another process left them, which a loop
-        of steps does not.
+        The first ones find the caches and the free memory as another process left them, which a
+        loop of steps does not.
         """
         for _ in range(3):
             self.run()
