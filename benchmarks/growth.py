@@ -10,7 +10,6 @@ Each configuration has a process of its own, one after another. Prints one JSON 
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,10 +86,8 @@ def main() -> None:
                 if size * size * batch > arguments.most:
                     continue
                 options = Options(arguments.model, size, batch, images, arguments.options)
-                started = time.perf_counter()
                 contender = Contender(steps, options, {"JAX_PLATFORMS": platform, **HUGE_PAGES})
                 contender.run()
-                ready = time.perf_counter() - started
                 for _ in range(arguments.repeats):
                     contender.sample()
                 median = contender.summary()["median"]
@@ -100,7 +97,6 @@ def main() -> None:
                     "seconds": median,
                     "images_per_second": (images or batch) / median,
                     "peak_bytes": contender.close(),
-                    "seconds_until_ready": ready,
                     "machine": machine(),
                 }
                 print(json.dumps(record), flush=True)

@@ -17,11 +17,8 @@ SHAPES = [(128, 128, 32, 32), (16, 16, 256, 256), (32, 32, 16, 16), (9, 13, 5, 7
 
 
 def conv(x, kernel):
-    numbers = ("HWIO", "NHWC")
-    x, kernel = x[None], kernel
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", *numbers)
-    )[0]
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers)[0]
 
 
 def plain_of_relu(x, scale, offset, kernel):

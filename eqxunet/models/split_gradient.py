@@ -13,7 +13,7 @@ _PIXELS = 2048
 def split_gradient(
     x: Float[Array, "n h w c_in"], g: Float[Array, "n h w c_out"]
 ) -> Float[Array, "3 3 c_in c_out"]:
-    """Sums x[p + tap] g[p] over pixels p, which XLA's own convolution does several times slower.
+    """Sums x[p + tap] g[p] over pixels p, at which XLA's own convolution is slow.
 
     Three horizontal shifts of x beside each other, (pixels, 3 c_in), and three vertical ones of g,
     (pixels, 3 c_out): their product holds all nine taps. im2col of one side would copy it nine
