@@ -25,7 +25,7 @@ from .models import AbstractUNet, build
 from .models.leaves import named_leaves, replace_leaves, replace_state, select
 
 RUNS = Path("runs")
-_VERSIONED = ("jax", "equinox", "optax", "grain", "orbax-checkpoint", "numpy", "pillow")
+_VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
 @dataclass(frozen=True)

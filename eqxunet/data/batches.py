@@ -1,11 +1,10 @@
 """Batches of a decoded split: shuffled without end for training, in order for evaluation."""
 
 import functools
-import sys
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -50,9 +49,7 @@ def batches(arrays: Arrays, batch_size: int, *, seed: int, start: int = 0) -> It
         order = _order(len(arrays), seed, epoch)
         return _gather(arrays, order[position * batch_size : (position + 1) * batch_size])
 
-    # Grain's default reads 500 elements ahead, here batches: gigabytes.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    return iter(grain.MapDataset.range(start, sys.maxsize).map(batch).to_iter_dataset(options))
+    return map(batch, itertools.count(start))
 
 
 def padded_batches(arrays: Arrays, batch_size: int) -> Iterator[tuple[Batch, int]]:
@@ -72,8 +69,5 @@ def _gather(arrays: Arrays, index: Int[np.ndarray, " b"]) -> Batch:
 
 @functools.lru_cache(maxsize=2)
 def _order(count: int, seed: int, epoch: int) -> Int[np.ndarray, " {count}"]:
-    """A permutation of the examples, the same with every version of NumPy.
-
-    Grain's own shuffle takes 0.2 ms an index for small sets: it draws from 65,536 until one fits.
-    """
+    """A permutation of the examples, the same with every version of NumPy."""
     return np.argsort(np.random.Philox(key=(seed, epoch)).random_raw(count), kind="stable")
