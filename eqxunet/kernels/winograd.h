@@ -96,9 +96,9 @@ struct Tiles {
   Size values, products;        // floats of a plane
 
   // `width` floats of a plane belong to each tile's products.
-  Tiles(const Geometry& g, Size width) {
+  Tiles(const Geometry& g, Size width, Size bytes = kWinogradBytes) {
     across = ceil_div(g.w_out, 2);
-    const Size fitting = kWinogradBytes / (kPlanes * (g.c_in + width) * Size{sizeof(float)});
+    const Size fitting = bytes / (kPlanes * (g.c_in + width) * Size{sizeof(float)});
     const Size down = ceil_div(g.h_out, 2);
     const Size tile_rows = std::clamp<Size>(fitting / across, 1, down);
     rows = 2 * tile_rows;
@@ -206,7 +206,9 @@ inline void transform_gradient(const Vec in[2][2], float* out, Size plane) {
 // tiles, then transformed by the transpose of what packs the kernel.
 void kernel_gradient_winograd(ffi::ThreadPool pool, const Geometry& g, const float* x,
                               const Activation& activation, const float* y, float* kernel) {
-  const Tiles tiles(g, g.c_out);
+  // What is summed is read and written once for so many tiles; where it is in no core's L2, of more.
+  const bool large = kPlanes * g.c_in * g.c_out * Size{sizeof(float)} > 2 << 20;
+  const Tiles tiles(g, g.c_out, (large ? 4 : 1) * kWinogradBytes);
   const Size chunks = ceil_div(g.h_out, tiles.rows), groups = ceil_div(g.n, tiles.together);
   const Size tasks = groups * chunks, taps = round_up(g.c_in, kTaps), plane = taps * g.c_out;
   // By the shapes alone: the order of the sums must not depend on the threads.
