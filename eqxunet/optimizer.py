@@ -39,6 +39,8 @@ def make_optimizer(
         transforms.append(optax.clip_by_global_norm(config.clip_norm))
     schedule = learning_rate(config, total_steps)
     transforms.append(optax.adamw(schedule, weight_decay=config.weight_decay))
+    # All leaves as one vector: a few programs to compile instead of some for each leaf.
+    transforms = [optax.flatten(optax.chain(*transforms))]
     if config.encoder_lr_scale != 1 and not config.freeze_encoder:
         in_encoder = _with_encoder(jax.tree.map(lambda _: False, trainable), True)
         transforms.append(optax.masked(optax.scale(config.encoder_lr_scale), in_encoder))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 
 from .config import TrainConfig
@@ -162,7 +163,7 @@ def train_step(
     gradient, loss, state, logits = batch_gradient(
         fixed, train_state.trainable, train_state.state, (images, mask, counted)
     )
-    norm = optax.tree.norm(gradient)
+    norm = jnp.linalg.norm(ravel_pytree(gradient)[0])
     updates, opt_state = fixed.optimizer(gradient).update(
         gradient, train_state.opt_state, train_state.trainable
     )
