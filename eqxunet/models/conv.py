@@ -50,8 +50,8 @@ def conv2d(
     if isinstance(padding, str):
         rows, columns = lax.padtype_to_pads((h, w), (size, size), (stride, stride), padding)
         padding = ((rows[0], rows[1]), (columns[0], columns[1]))
-    if size == 1 and padding == ((0, 0), (0, 0)):
-        return x[::stride, ::stride] @ kernel[0, 0]
+    if size == 1 and stride == 1 and padding == ((0, 0), (0, 0)):
+        return x @ kernel[0, 0]
     x, kernel = vary_alike(x[None], kernel)
     return conv_p.bind(x, kernel, window=Window(size, stride, padding, (h, w)))[0]
 
@@ -80,6 +80,17 @@ class Window(NamedTuple):
     def conv(self, x: Any, kernel: Any) -> Array:
         strides, numbers = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=numbers)
+
+    def conv_on_cpu(self, x: Any, kernel: Any) -> Array:
+        """A strided 1x1 kernel as a slice and a product, which on GPUs aborts XLA's GemmFusion."""
+        if self.is_pointwise:
+            return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        return self.conv(x, kernel)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output pixel is made of one input pixel, without padding."""
+        return self.size == 1 and self.padding == ((0, 0), (0, 0))
 
     @property
     def tiles(self) -> bool:
@@ -112,13 +123,13 @@ input_gradient_p = Primitive("conv2d_input_gradient")  # y, kernel -> x
 kernel_gradient_p = Primitive("conv2d_kernel_gradient")  # x, y -> kernel
 
 
-def _conv(x: Array, kernel: Array, *, window: Window) -> Array:
+def _conv(x: Array, kernel: Array, *, window: Window, conv: Any = Window.conv) -> Array:
     if window.tiles:
         return jnp.einsum("nhawbi,abio->nhwo", window.split(x), kernel)
-    return window.conv(x, kernel)
+    return conv(window, x, kernel)
 
 
-def _input_gradient(y: Array, kernel: Array, *, window: Window) -> Array:
+def _input_gradient(y: Array, kernel: Array, *, window: Window, conv: Any = Window.conv) -> Array:
     if window.stride == 1:
         rest, ((above, below), (left, right)) = window.size - 1, window.padding
         padding = ((rest - above, rest - below), (rest - left, rest - right))
@@ -128,20 +139,20 @@ def _input_gradient(y: Array, kernel: Array, *, window: Window) -> Array:
     if window.tiles:
         return jnp.einsum("nhwo,abio->nhawbi", y, kernel).reshape(shape)
     x = jax.ShapeDtypeStruct(shape, y.dtype)
-    return jax.linear_transpose(lambda x: window.conv(x, kernel), x)(y)[0]
+    return jax.linear_transpose(lambda x: conv(window, x, kernel), x)(y)[0]
 
 
-def _kernel_gradient(x: Array, y: Array, *, window: Window) -> Array:
+def _kernel_gradient(x: Array, y: Array, *, window: Window, conv: Any = Window.conv) -> Array:
     if window.tiles:
         return jnp.einsum("nhawbi,nhwo->abio", window.split(x), y)
     kernel = jax.ShapeDtypeStruct((window.size, window.size, x.shape[3], y.shape[3]), x.dtype)
-    return jax.linear_transpose(partial(window.conv, x), kernel)(y)[0]
+    return jax.linear_transpose(partial(conv, window, x), kernel)(y)[0]
 
 
 def _kernel_gradient_on_cpu(x: Array, y: Array, *, window: Window) -> Array:
     if window.size == 3 and window.stride == 1 and window.padding == ((1, 1), (1, 1)):
         return split_gradient(x, y)
-    return _kernel_gradient(x, y, window=window)
+    return _kernel_gradient(x, y, window=window, conv=Window.conv_on_cpu)
 
 
 def _define(primitive: Primitive, stock: Any, shape: Any, derivatives: Any) -> None:
@@ -188,7 +199,7 @@ def lower_on_cpu(primitive: Primitive, native: Any, other: Any, *, narrow: Any) 
         fits &= all(0 <= pad < window.size for pads in window.padding for pad in pads)
         if primitive is input_gradient_p:
             fits &= window.tiles or window.stride == 1
-        fits &= first.dtype.itemsize <= 4
+        fits &= first.dtype.itemsize <= 4 and not window.is_pointwise
         if _is_partitioned(ctx) or not (fits and is_native()):
             chosen = other
         else:
@@ -281,8 +292,12 @@ batching.primitive_batchers[kernel_gradient_p] = lambda arrays, axes, *, window:
     0,
 )
 for _primitive, _native, _other in (
-    (conv_p, native_conv, _conv),
-    (input_gradient_p, _native_input_gradient, _input_gradient),
+    (conv_p, native_conv, partial(_conv, conv=Window.conv_on_cpu)),
+    (
+        input_gradient_p,
+        _native_input_gradient,
+        partial(_input_gradient, conv=Window.conv_on_cpu),
+    ),
     (kernel_gradient_p, native_kernel_gradient, _kernel_gradient_on_cpu),
 ):
     lower_on_cpu(_primitive, _native, _other, narrow=_wide(_primitive))

@@ -87,16 +87,16 @@ class BatchNorm(eqx.nn.StatefulLayer):
     scale: Float[Array, " c"]
     bias: Float[Array, " c"]
     running: eqx.nn.StateIndex[dict[str, Array]]
+    momentum: float
     inference: bool
-    momentum: float = eqx.field(static=True)
     epsilon: float = eqx.field(static=True)
 
     def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-5):
         self.scale = jnp.ones(channels)
         self.bias = jnp.zeros(channels)
         self.running = eqx.nn.StateIndex({"mean": jnp.zeros(channels), "var": jnp.ones(channels)})
-        self.inference = False
         self.momentum = momentum
+        self.inference = False
         self.epsilon = epsilon
 
     def __call__(
