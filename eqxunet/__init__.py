@@ -21,6 +21,7 @@ CHECKED = (
     "losses",
     "metrics",
     "optimizer",
+    "statistics",
     "training",
     "checkpoint",
     "evaluation",

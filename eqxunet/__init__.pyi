@@ -9,6 +9,7 @@ from .models import fold as fold
 from .models import from_flax as from_flax
 from .models import load_resnet10 as load_resnet10
 from .runs import load_run as load_run
+from .statistics import precise_statistics as precise_statistics
 from .weights import read_serl as read_serl
 
 __version__: str

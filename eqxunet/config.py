@@ -10,7 +10,7 @@ Border = Literal["foreground", "background", "ignore"]
 Encoder = Literal["scratch", "resnet10"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "all"]
 
 DATA_DIR = Path("~/tensorflow_datasets")
 """Where TFDS keeps its datasets unless told otherwise."""

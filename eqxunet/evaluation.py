@@ -16,7 +16,7 @@ from .data.source import Progress
 from .data.trimap import foreground
 from .losses import segmentation_loss
 from .metrics import Counts, count
-from .models import AbstractUNet, fold
+from .models import AbstractUNet, batched, fold
 
 BORDERS: tuple[Border, ...] = ("foreground", "background", "ignore")
 
@@ -80,8 +80,7 @@ def forward(
     model: AbstractUNet, state: eqx.nn.State, images: Float[Array, "b h w 3"]
 ) -> Float[Array, "b h w"]:
     """Logits of a batch, from a model in inference mode."""
-    batched = jax.vmap(fold(model, state), in_axes=(0, None), out_axes=(0, None), axis_name="batch")
-    return batched(images, state)[0][..., 0].astype(jnp.float32)
+    return batched(fold(model, state))(images, state)[0][..., 0].astype(jnp.float32)
 
 
 @eqx.filter_jit
@@ -107,7 +106,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
     `iou` and `dice` are means over images with a 95% interval (percentile bootstrap over images,
     9,999 resamples, seed 0; null for fewer than two images). `pooled` sums the pixels of all
-    images first.
+    images first. `baseline` has the means of predicting foreground everywhere.
     """
     by_border = {policy: _reduce(counts) for policy, counts in scores.counts.items()}
     return {
@@ -133,8 +132,15 @@ def per_image(scores: Scores) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def baseline(counts: Counts) -> Counts:
+    """Returns the counts of predicting foreground everywhere."""
+    nothing = np.zeros_like(counts.tp)
+    return Counts(counts.tp + counts.fn, counts.fp + counts.tn, nothing, nothing)
+
+
 def _reduce(counts: Counts) -> dict[str, Any]:
     pooled = Counts(*(column.sum(keepdims=True) for column in counts))
+    trivial = baseline(counts)
     return {
         "iou": _mean_with_interval(np.asarray(counts.iou)),
         "dice": _mean_with_interval(np.asarray(counts.dice)),
@@ -143,6 +149,7 @@ def _reduce(counts: Counts) -> dict[str, Any]:
             "dice": pooled.dice.item(),
             "accuracy": pooled.accuracy.item(),
         },
+        "baseline": {"iou": float(np.mean(trivial.iou)), "dice": float(np.mean(trivial.dice))},
     }
 
 

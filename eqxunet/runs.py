@@ -18,13 +18,14 @@ import jax
 from filelock import FileLock, Timeout
 
 from . import __version__
-from .checkpoint import open_checkpoints, restore
-from .config import ModelConfig, TrainConfig
+from .checkpoint import restore
+from .config import ModelConfig, Split, TrainConfig
 from .errors import BusyError, InputError, IntegrityError
 from .models import AbstractUNet, build
 from .models.leaves import named_leaves, replace_leaves, replace_state, select
 
 RUNS = Path("runs")
+_LOCK = ".lock"
 _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
@@ -32,8 +33,9 @@ _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 class RunConfig:
     """All that `config.json` holds and a run depends on.
 
-    - `data`, `data_dir`, `limit`: as the options of `eqxunet train`.
+    - `data`, `data_dir`, `limit`: as the options of `eqxunet train`, with absolute paths.
     - `weights`: the encoder's weights: `{"source", "sha256", "known_release"}`.
+    - `identity`: of the data: by split, how many images, and a digest of them at training size.
     """
 
     model: ModelConfig
@@ -42,23 +44,34 @@ class RunConfig:
     data_dir: str
     limit: int | None
     weights: Mapping[str, Any] | None
+    identity: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, directory: Path) -> "RunConfig":
-        """Reads `config.json` of a run directory."""
+        """Reads `config.json` of a run directory.
+
+        Raises InputError where there is none, IntegrityError where it is not eqxunet's.
+        """
         path = directory / "config.json"
         if not path.is_file():
             raise InputError(
                 f"{directory}: not a run directory (no config.json); train one first with "
                 "`python cli.py train`, or name one with --run"
             )
-        values = json.loads(path.read_text())
-        model = {name: _tuples(value) for name, value in values["model"].items()}
-        return cls(
-            ModelConfig(**model),
-            TrainConfig(**values["train"]),
-            **{name: values[name] for name in ("data", "data_dir", "limit", "weights")},
-        )
+        try:
+            values = json.loads(path.read_text())
+            model = {name: _tuples(value) for name, value in values["model"].items()}
+            return cls(
+                ModelConfig(**model),
+                TrainConfig(**values["train"]),
+                **{name: values[name] for name in ("data", "data_dir", "limit", "weights")},
+                identity=values.get("identity"),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(
+                f"{path}: not the configuration of a run, or damaged "
+                f"({type(error).__name__}: {error}); name another directory with --run"
+            ) from error
 
     def write(self, directory: Path) -> None:
         """Writes `config.json`, with the versions and the device beside the options."""
@@ -91,15 +104,17 @@ class Run:
 def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
     """Loads the best checkpoint of a run, with the model in inference mode.
 
-    Raises InputError where the directory holds no run, IntegrityError where every checkpoint is
-    damaged.
+    Raises InputError where the directory holds no run, or none that was validated, IntegrityError
+    where every checkpoint is damaged.
     """
     directory = Path(directory).resolve()
     config = RunConfig.read(directory)
-    with open_checkpoints(directory / "checkpoints") as checkpoints:
-        restored = restore(checkpoints, "best")
+    restored = restore(directory / "checkpoints", "best")
     if restored is None:
-        raise InputError(f"{directory}: no checkpoint yet; train it for at least one epoch")
+        raise InputError(
+            f"{directory}: no validated checkpoint yet; go on with `train --resume --run "
+            f"{directory}` until an epoch ends"
+        )
     # Shapes alone: drawing random weights would take seconds.
     model, state = eqx.filter_eval_shape(build, config.model, key=jax.random.key(0))
     leaves, statistics = (select(restored.arrays, part) for part in ("model", "state"))
@@ -137,8 +152,83 @@ def keep_metrics_until(directory: Path, step: int) -> list[dict[str, Any]]:
 
 
 def new_directory(encoder: str) -> Path:
-    """Names a directory for a new run by the time, such as `runs/20260131-120000-scratch`."""
-    return RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{encoder}"
+    """Makes a directory for a new run, named by the time: `runs/20260131-120000-scratch`."""
+    RUNS.mkdir(exist_ok=True)
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{encoder}"
+    directory, number = RUNS / name, 1
+    while True:
+        try:
+            directory.mkdir()
+            return directory
+        except FileExistsError:  # another training began in this second
+            number += 1
+            directory = RUNS / f"{name}-{number}"
+
+
+def check_directory(directory: Path, *, overwrite: bool) -> None:
+    """Sees to it that a new run in a directory destroys nothing but, with `overwrite`, a run.
+
+    Raises InputError where the directory holds something else, or a run that is not to be
+    overwritten, and what `RunConfig.read` raises.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; name a directory for the run with --run")
+    if not directory.is_dir() or {path.name for path in directory.iterdir()} <= {_LOCK}:
+        return
+    if not (directory / "config.json").exists():
+        raise InputError(
+            f"{directory}: is not empty, and no run of eqxunet; name a new directory with --run"
+        )
+    RunConfig.read(directory)
+    if not overwrite:
+        raise InputError(
+            f"{directory} holds a run already: --resume goes on with it, --overwrite deletes it"
+        )
+
+
+def clear(directory: Path) -> None:
+    """Deletes what a run wrote into its directory."""
+    for name in ("checkpoints", "eval"):
+        if (directory / name).exists():
+            shutil.rmtree(directory / name)
+    for name in ("config.json", "metrics.jsonl", "curves.png", "predictions.png"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def scores_directory(
+    run: Run, *, data: str, split: Split, threshold: float, limit: int | None
+) -> Path:
+    """Where the scores of a run under these conditions go, so that others' stay.
+
+    `eval/SPLIT` in the run's directory holds those on the run's own data at a threshold of 0.5.
+    """
+    parts: list[str] = [split]
+    if data != run.config.data:
+        parts.append(f"of-{Path(data).name}")
+    if limit != run.config.limit:
+        parts.append(f"first-{limit}")
+    if threshold != 0.5:
+        parts.append(f"threshold-{threshold:g}")
+    return run.directory / "eval" / "-".join(parts)
+
+
+def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
+    """Raises InputError where a directory holds scores under other conditions than these."""
+    path = out / "metrics.json"
+    try:
+        before = json.loads(path.read_text()) if path.exists() else conditions
+    except ValueError:
+        before = {}
+    changed = [
+        f"{name} {before.get(name)}"
+        for name, value in conditions.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise InputError(
+            f"{out}: holds other scores ({', '.join(changed)}); name another folder with --out, "
+            "or add --overwrite"
+        )
 
 
 @contextmanager
@@ -148,7 +238,7 @@ def locked(directory: Path) -> Iterator[None]:
     Raises BusyError where another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / _LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
@@ -159,12 +249,14 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if {path.name for path in directory.iterdir()} <= {".lock"}:
+        if {path.name for path in directory.iterdir()} <= {_LOCK}:
             shutil.rmtree(directory)  # a run that never started leaves nothing
 
 
 def point_latest(directory: Path) -> None:
-    """Lets `latest`, beside the run, point to it."""
+    """Lets `runs/latest` point to a run in `runs/`; of a run elsewhere there is no latest."""
+    if directory.parent != RUNS.resolve():
+        return
     link = directory.parent / "latest"
     temporary = link.with_name(f".latest-{os.getpid()}")
     temporary.symlink_to(directory.name)

@@ -21,7 +21,7 @@ from .data.trimap import foreground
 from .errors import IntegrityError
 from .losses import segmentation_loss
 from .metrics import count
-from .models import AbstractUNet, is_convolution
+from .models import AbstractUNet, batched, is_convolution
 from .models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
 from .optimizer import make_optimizer, trainable_mask
 
@@ -105,7 +105,7 @@ def batch_loss(
 
     - `remat`: keep the outputs of convolutions only for the gradient.
     """
-    forward = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+    forward = batched(model)
     if remat:
         forward = jax.checkpoint(forward, policy=is_convolution)
     logits, state = forward(images, state)
@@ -215,7 +215,8 @@ def fit(
     """Trains from `train_state.step` to `total_steps`, yielding after every step.
 
     A yielded state is donated to the next step: save or evaluate it before asking for more. The
-    metrics stay on the device, so that nobody waits for a step who does not read them.
+    step that is yielded may still run, the one before it is done: so the device always has work,
+    and whoever stops waits for one step.
     """
     config = fixed.config
     start = int(train_state.step)
@@ -224,9 +225,12 @@ def fit(
     stream = batches(arrays, config.batch_size, seed=config.seed, start=start)
     batch = next(stream)
     step = compile_step((fixed, batch), train_state)
+    before: StepMetrics | None = None
     for _ in range(start, total_steps):
         train_state, metrics = step((fixed, batch), train_state)
         batch = next(stream)  # ready before the device is
+        jax.block_until_ready(before)
+        before = metrics
         yield train_state, metrics
 
 

@@ -22,7 +22,7 @@ class Counting:
     """Examples that count how often they are asked for."""
 
     def __init__(self, count: int = 5, identity: str = "counting"):
-        self.identity = identity
+        self.identity, self.notes = identity, ()
         self.count = count
         self.asked = []
 

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import unicodedata
 from pathlib import Path
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_pair, write_plain
 
-from eqxunet.data.decoding import read_pair
+from eqxunet.data.decoding import decode
 from eqxunet.data.folder import open_folder, scan_folder
 from eqxunet.data.source import open_source
 from eqxunet.errors import InputError
@@ -31,7 +32,7 @@ def test_an_example_holds_the_files_bytes(tmp_path):
     root = write_oxford(tmp_path, ["a", "b"], ["c"])
     example = open_folder(root, "test")[0]
     assert (example.name, example.labels) == ("c", "trimap")
-    image, trimap = read_pair(example)
+    image, trimap, _ = decode(example)
     np.testing.assert_array_equal(image, noise(12, 16, seed=2))
     np.testing.assert_array_equal(trimap, labels(12, 16))
 
@@ -39,20 +40,66 @@ def test_an_example_holds_the_files_bytes(tmp_path):
 def test_plain_masks_are_background_where_black(tmp_path):
     root = write_plain(tmp_path, ["a"])
     in_train(root, "a")
-    _, trimap = read_pair(open_folder(root, "train")[0])
+    _, trimap, _ = decode(open_folder(root, "train")[0])
     np.testing.assert_array_equal(trimap, np.where(labels(12, 16) == 2, 2, 1))
 
 
-def test_a_hash_of_the_stem_splits_80_10_10(tmp_path):
-    sources = scan_folder(write_plain(tmp_path, STEMS))
-    names = {split: set(source.names) for split, source in sources.items()}
-    assert set.union(*names.values()) == set(STEMS)
-    assert sum(map(len, names.values())) == len(STEMS)
-    assert 70 <= len(names["train"]) <= 90 and min(len(names["val"]), len(names["test"])) >= 4
-    # More images leave the others where they are.
-    write_pair(tmp_path, "another")
-    for split, source in scan_folder(tmp_path).items():
-        assert set(source.names) - {"another"} == names[split]
+@pytest.mark.parametrize(
+    ("count", "train", "tenth"), [(3, 1, 1), (5, 3, 1), (30, 24, 3), (96, 76, 10), (100, 80, 10)]
+)
+def test_without_lists_stems_are_ranked_by_a_hash_and_cut(tmp_path, count, train, tenth):
+    sources = scan_folder(write_plain(tmp_path, STEMS[:count]))
+    assert [len(sources[s]) for s in ("train", "val", "test")] == [train, tenth, tenth]
+    names = [name for split in ("train", "val", "test") for name in sources[split].names]
+    assert sorted(names) == STEMS[:count] == list(sources["all"].names)
+    order = [int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names]
+    assert max(order[train : train + tenth]) < min(order[train + tenth :])
+    assert max(order[train + tenth :]) < min(order[:train])
+
+
+def test_two_images_make_no_three_splits_but_can_be_scored(tmp_path):
+    root = write_plain(tmp_path, ["a", "b"])
+    with pytest.raises(InputError, match="without lists, 3 images are the least"):
+        open_folder(root, "train")
+    assert open_folder(root, "all").names == ("a", "b")
+
+
+@pytest.mark.parametrize("oxford", [False, True])
+def test_an_absent_list_is_no_error_where_the_split_exists(tmp_path, oxford):
+    if oxford:
+        root = write_oxford(tmp_path, ["a", "b", "c"], ["d"])
+        (root / "annotations" / "test.txt").unlink()
+    else:
+        root = write_plain(tmp_path, ["a", "b", "c", "d"])
+        in_train(root, "b", "c")
+        (root / "val.txt").write_text("a")
+    assert open_folder(root, "train").names == ("b", "c")
+    assert open_folder(root, "val").names == ("a",)
+    assert open_folder(root, "all").names == ("a", "b", "c")
+    with pytest.raises(InputError, match="no image belongs to its test split"):
+        open_folder(root, "test")
+
+
+def test_oxford_without_any_list_says_so(tmp_path):
+    root = write_oxford(tmp_path, ["a"], ["d"])
+    for name in ("trainval", "test"):
+        (root / "annotations" / f"{name}.txt").unlink()
+    with pytest.raises(InputError, match="has neither annotations/trainval.txt nor"):
+        open_folder(root, "all")
+
+
+def test_what_is_left_out_or_used_twice_is_noted(tmp_path):
+    root = write_plain(tmp_path, ["a", "b", "c", "unlisted"])
+    assert scan_folder(root)["train"].notes == ()
+    (root / "images" / "c.png").unlink()
+    in_train(root, "a", "b")
+    (root / "val.txt").write_text("b")
+    for source in scan_folder(root).values():
+        assert [note.partition(": ")[2] for note in source.notes] == [
+            "1 masks have no image and are left out: c",
+            "1 images belong to several splits, so scores flatter: b",
+            "1 images are in no list and are left out: unlisted",
+        ]
 
 
 def test_lists_split_a_plain_folder(tmp_path):
@@ -91,7 +138,7 @@ def test_any_name_works(tmp_path, name):
     wanted = unicodedata.normalize("NFC", name)
     sources = scan_folder(root)
     assert wanted in sources["train"].names + sources["val"].names
-    assert read_pair(sources["test"][0])[0].shape == (12, 16, 3)
+    assert decode(sources["test"][0])[0].shape == (12, 16, 3)
 
 
 def test_composed_and_decomposed_names_meet(tmp_path):
@@ -121,7 +168,7 @@ def test_extensions_say_nothing_about_the_format(tmp_path):
         (root / "images" / f"{stem}.JPG").write_bytes(encoded(noise(12, 16)[..., 0], kind))
         (root / "masks" / f"{stem}.bmp").write_bytes(encoded(labels(12, 16) // 2))
     for example in open_folder(root, "train"):
-        assert read_pair(example)[0].shape == (12, 16, 3)
+        assert decode(example)[0].shape == (12, 16, 3)
 
 
 def duplicate_stems(root: Path) -> str:
@@ -231,7 +278,7 @@ def test_links_inside_the_folder_work(tmp_path):
     (root / "masks" / "c.png").symlink_to("a.png")
     in_train(root, "c")
     (tmp_path / "link").symlink_to(root)
-    assert read_pair(open_folder(tmp_path / "link", "train")[0])[1].shape == (12, 16)
+    assert decode(open_folder(tmp_path / "link", "train")[0])[1].shape == (12, 16)
 
 
 def test_long_lists_are_cut(tmp_path):
@@ -287,7 +334,7 @@ def test_oxford_iiit_pet_is_looked_for_in_the_data_dir(monkeypatch, tmp_path):
 class Asked:
     """A source that keeps what it was asked for."""
 
-    identity = ""
+    identity, notes = "", ()
 
     def __init__(self, given, options):
         self.given, self.options = given, options
@@ -307,6 +354,6 @@ def test_the_real_images():
     assert sources["val"].names == tuple(trainval[::10])
     png = sources["test"][sources["test"].names.index("Abyssinian_5")]
     assert png.image.startswith(b"\x89PNG") and png.files[0].endswith("Abyssinian_5.jpg")
-    image, trimap = read_pair(png)
+    image, trimap, _ = decode(png)
     assert image.shape == (150, 200, 3) and trimap.shape == (150, 200)
     assert set(np.unique(trimap)) == {1, 2, 3}

@@ -210,6 +210,10 @@ def test_splits_are_cut_from_the_sorted_official_lists(prepared):
     assert names["train"] == ordered[1:10] + ordered[11:]
     assert names["test"] == sorted(TEST)
     assert len({source.identity for source in splits.values()}) == 3
+    everything = OxfordPets("all", prepared)
+    assert [e.name for e in map(everything.__getitem__, range(len(everything)))] == sorted(
+        sum(names.values(), [])
+    )
     limited = OxfordPets("train", prepared, limit=4)
     assert [limited[i].name for i in range(len(limited))] == names["train"][:4]
     assert limited.identity != splits["train"].identity

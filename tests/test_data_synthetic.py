@@ -4,7 +4,6 @@ from PIL import Image
 
 from eqxunet.data.source import open_source
 from eqxunet.data.synthetic import COUNTS, SyntheticPets
-from eqxunet.errors import InputError
 
 COUNT = 40
 
@@ -22,25 +21,26 @@ def iou(prediction: np.ndarray, mask: np.ndarray) -> float:
     return (prediction & mask).sum() / (prediction | mask).sum()
 
 
-def test_drawing_depends_on_seed_split_and_index_only(examples):
+def test_drawing_depends_on_split_and_index_only(examples):
     for index in (7, 3):
         again = SyntheticPets("train", limit=9)[index]
         np.testing.assert_array_equal(again.image, examples[index].image)
         np.testing.assert_array_equal(again.mask, examples[index].mask)
-    drawn = [examples[3], examples[4], SyntheticPets("val")[3], SyntheticPets("train", seed=1)[3]]
-    assert len({(e.image.tobytes()) for e in drawn}) == 4
-    assert len({(s, SyntheticPets(s, seed=n).identity) for s in COUNTS for n in (0, 1)}) == 6
+    drawn = [examples[3], examples[4], SyntheticPets("val")[3]]
+    assert len({(e.image.tobytes()) for e in drawn}) == 3
+    assert len({SyntheticPets(split).identity for split in (*COUNTS, "all")}) == 4
+    pets = SyntheticPets("all")
+    assert len(pets) == sum(COUNTS.values()) and pets[803].name == "val_0003"
+    np.testing.assert_array_equal(pets[803].image, drawn[2].image)
 
 
 def test_counts_names_and_limit():
     assert {split: len(SyntheticPets(split)) for split in COUNTS} == COUNTS
-    source = open_source("synthetic", "val", seed=3, limit=2)
+    source = open_source("synthetic", "val", limit=2)
     assert len(source) == 2 and source[1].name == "val_0001"
-    assert source.identity != open_source("synthetic", "val", seed=3).identity
+    assert source.identity != open_source("synthetic", "val").identity
     with pytest.raises(IndexError):
         source[2]
-    with pytest.raises(InputError, match="seed"):
-        SyntheticPets("val", seed=-1)
 
 
 def test_trimaps_have_a_pet_of_fair_size_with_a_border_around_it(examples):

@@ -1,6 +1,6 @@
 """The terminal: consoles, progress bars, and what several commands say."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,16 +88,20 @@ def load(config: "RunConfig", split: "Split") -> "Arrays":
             split,
             size=config.model.size,
             data_dir=data_dir,
-            seed=config.train.seed,
             limit=config.limit,
             progress=progress,
         )
 
 
+def warn(texts: Iterable[str]) -> None:
+    """Says what the user should know."""
+    for text in texts:
+        errors.print(f"[yellow]warning:[/] {escape(text)}")
+
+
 def warn_of_damage(damaged: Sequence[str]) -> None:
     """Says which checkpoints were passed over."""
-    for text in damaged:
-        errors.print(f"[yellow]warning:[/] a damaged checkpoint was passed over: {escape(text)}")
+    warn(f"a damaged checkpoint was passed over: {text}" for text in damaged)
 
 
 def shown(path: Path) -> str:

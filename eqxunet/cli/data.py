@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ..config import DATA_DIR, Split
 from ..errors import InputError
-from .console import console, errors, prepare_oxford, progress_bar, shown
+from .console import console, errors, prepare_oxford, progress_bar, shown, warn
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepares, checks and shows datasets.")
 
@@ -30,29 +30,56 @@ def prepare(
 def check(
     folder: Annotated[Path, typer.Argument(help="Folder in Oxford or plain layout.")],
 ) -> None:
-    """Decodes every image and mask of a folder, and names all that cannot be used."""
-    from ..data.decoding import map_examples, read_pair
-    from ..data.folder import scan_folder
+    """Decodes every image and mask of a folder; says what cannot be used, and what masks hold."""
+    from ..data.decoding import decode, map_examples
+    from ..data.folder import FEWEST, scan_folder
+    from ..data.masks import MaskSummary
 
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder")
-    table = Table("split", "examples", "unusable")
-    count = 0
-    for split, source in scan_folder(folder).items():
-        bad = 0
-        with progress_bar(f"checking {split}") as progress:
-            # Only sizes are kept, not the pixels.
-            pairs = map_examples(lambda example: read_pair(example)[1].shape, source)
-            for done, found in enumerate(pairs, start=1):
-                if isinstance(found, InputError):
-                    errors.print(str(found), markup=False)
-                    bad += 1
-                progress(done, len(source))
-        table.add_row(split, str(len(source)), str(bad))
-        count += bad
+    sources = scan_folder(folder)
+    everything = sources.pop("all")
+    masks = {}
+    bad = 0
+    with progress_bar("checking images") as progress:
+        # Only what masks hold is kept, not the pixels.
+        found = map_examples(lambda example: (example.name, decode(example).mask), everything)
+        for done, result in enumerate(found, start=1):
+            if isinstance(result, InputError):
+                errors.print(str(result), markup=False)
+                bad += 1
+            else:
+                masks[result[0]] = result[1]
+            progress(done, len(everything))
+    table = Table("split", "examples", "unusable", "foreground", "empty masks", "full masks")
+    summaries = {}
+    for split, source in sources.items():
+        good = [masks[name] for name in source.names if name in masks]
+        summary = summaries[split] = MaskSummary.of(good, source.labels)
+        numbers = [len(source), len(source) - len(good), f"{summary.foreground:.1%}"]
+        table.add_row(split, *map(str, (*numbers, summary.empty, summary.full)))
     console.print(table)
-    if count:
-        raise InputError(f"{folder}: {count} examples cannot be used; replace or remove them")
+    for line in MaskSummary.of(masks.values(), everything.labels).describe():
+        console.print(line, markup=False, soft_wrap=True)
+    warn(everything.notes)
+    if bad:
+        raise InputError(f"{folder}: {bad} examples cannot be used; replace or remove them")
+    for split, summary in summaries.items():
+        try:
+            warn(f"{folder}: {warning}" for warning in summary.check(split))
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from error
+    if not any(map(len, sources.values())):
+        raise InputError(
+            f"{folder}: holds {len(everything)} images; without lists, {FEWEST} are the least to "
+            "make three splits"
+        )
+    for split in ("train", "val"):
+        if not len(sources[split]):
+            raise InputError(
+                f"{folder}: no image belongs to its {split} split, without which nothing can be "
+                f"trained; add names to its list"
+            )
 
 
 @data_app.command()
@@ -65,7 +92,7 @@ def show(
     split: Annotated[Split, typer.Option(help="Which images.")] = "train",
     count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 25,
     size: Annotated[int, typer.Option(min=1, help="Pixels a side of each.")] = 128,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of --augment.")] = 0,
     augment: Annotated[bool, typer.Option(help="As training sees them, at random.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the file.")] = False,
 ) -> None:
@@ -78,12 +105,12 @@ def show(
     import numpy as np
     from PIL import Image
 
-    from ..data.decoding import read_pair, resize_pair
+    from ..data.decoding import decode, resize_pair
     from ..data.sheet import contact_sheet
     from ..data.source import open_source
 
-    source = open_source(data, split, data_dir=data_dir, seed=seed, limit=count)
-    pairs = [resize_pair(*read_pair(source[i]), size) for i in range(len(source))]
+    source = open_source(data, split, data_dir=data_dir, limit=count)
+    pairs = [resize_pair(*decode(source[i])[:2], size) for i in range(len(source))]
     images, trimaps = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
     if augment:
         import jax

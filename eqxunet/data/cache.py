@@ -5,6 +5,7 @@ and decodes, and the versions of the libraries it uses. Masks stay trimaps, so o
 every border policy.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -19,11 +21,21 @@ from filelock import FileLock
 from jaxtyping import UInt8
 
 from ..errors import InputError, UnavailableError
-from .decoding import map_examples, read_pair, resize_pair
-from .source import DATA_DIR, Progress, Source, Split, open_source
+from .decoding import decode, map_examples, resize_pair
+from .masks import Labels, Mask, MaskSummary
+from .source import BORDER, DATA_DIR, PET, Example, Progress, Source, Split, open_source
 
-_CODE = ("source.py", "decoding.py", "pets.py", "synthetic.py")
+_CODE = ("cache.py", "decoding.py", "masks.py", "pets.py", "source.py", "synthetic.py")
 _FILES = ("images.npy", "trimaps.npy")
+
+
+class Used(NamedTuple):
+    """An example as it goes into the cache."""
+
+    name: str
+    labels: Labels
+    mask: Mask
+    pair: tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]
 
 
 @dataclass(frozen=True)
@@ -35,11 +47,26 @@ class Arrays:
     - `images`: RGB.
     - `trimaps`: 1 = pet, 2 = background, 3 = border.
     - `names`: a name an example, in the source's order.
+    - `identity`: a digest of the pixels and names.
+    - `masks`: what the masks held, at their own size.
+    - `notes`: what the user should know of all this.
+
+    Raises: `InputError` where trimaps hold another value.
     """
 
     images: UInt8[np.ndarray, "n size size 3"]
     trimaps: UInt8[np.ndarray, "n size size"]
     names: tuple[str, ...]
+    identity: str = ""
+    masks: MaskSummary | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.trimaps.size and not PET <= self.trimaps.min() <= self.trimaps.max() <= BORDER:
+            raise InputError(
+                f"trimaps of values {np.unique(self.trimaps).tolist()}: 1 is pet, 2 is background, "
+                "3 is border; np.where(mask, 1, 2) makes one of a mask of 0 and 1"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,7 +79,6 @@ def load_split(
     size: int,
     data_dir: Path = DATA_DIR,
     cache_dir: Path | None = None,
-    seed: int = 0,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Arrays:
@@ -60,17 +86,23 @@ def load_split(
 
     Arguments:
 
-    - `data`, `split`, `data_dir`, `seed`, `limit`: as in `open_source`.
+    - `data`, `split`, `data_dir`, `limit`: as in `open_source`.
     - `cache_dir`: where caches are kept; by default the user's cache folder.
     - `progress`: called while decoding with how many of how many examples are done.
 
-    Raises: `InputError` that lists every example that cannot be decoded; `UnavailableError`
-    where the cache cannot be written.
+    Raises: `InputError` that lists every example that cannot be decoded, or where the masks
+    cannot be meant; `UnavailableError` where the cache cannot be written.
     """
     if size < 1:
         raise InputError(f"the size must be at least 1 pixel, not {size}")
-    source = open_source(data, split, data_dir=data_dir, seed=seed, limit=limit)
-    return decode_all(source, size=size, cache_dir=cache_dir, progress=progress)
+    source = open_source(data, split, data_dir=data_dir, limit=limit)
+    arrays = decode_all(source, size=size, cache_dir=cache_dir, progress=progress)
+    try:
+        warnings = arrays.masks.check(split) if arrays.masks else []
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from error
+    notes = (*source.notes, *(f"{data}: {warning}" for warning in warnings))
+    return dataclasses.replace(arrays, notes=notes)
 
 
 def decode_all(
@@ -126,6 +158,8 @@ def _write(source: Source, size: int, folder: Path, progress: Progress | None) -
     shapes = [(len(source), size, size, 3), (len(source), size, size)]
     sums = [0, 0]
     names: list[str] = []
+    masks: list[Mask] = []
+    labels: Labels = "trimap"
     errors: list[str] = []
     # Plain writes, since a full disk kills a process that writes to mapped memory.
     with (folder / _FILES[0]).open("wb") as images, (folder / _FILES[1]).open("wb") as trimaps:
@@ -133,14 +167,20 @@ def _write(source: Source, size: int, folder: Path, progress: Progress | None) -
         for file, shape in zip(files, shapes, strict=True):
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-        decoded = map_examples(lambda e: (e.name, resize_pair(*read_pair(e), size)), source)
+
+        def use(example: Example) -> Used:
+            image, trimap, mask = decode(example)
+            return Used(example.name, example.labels, mask, resize_pair(image, trimap, size))
+
+        decoded = map_examples(use, source)
         for done, result in enumerate(decoded, start=1):
             if isinstance(result, InputError):
                 errors.append(str(result))
             elif not errors:
-                name, pair = result
-                names.append(name)
-                for i, (file, array) in enumerate(zip(files, pair, strict=True)):
+                names.append(result.name)
+                masks.append(result.mask)
+                labels = result.labels
+                for i, (file, array) in enumerate(zip(files, result.pair, strict=True)):
                     content = array.tobytes()
                     file.write(content)
                     sums[i] = zlib.crc32(content, sums[i])
@@ -150,7 +190,11 @@ def _write(source: Source, size: int, folder: Path, progress: Progress | None) -
         more = [f"and {len(errors) - 10} more"] if len(errors) > 10 else []
         what = f"{len(errors)} of {len(source)} examples cannot be used:"
         raise InputError("\n".join([what, *errors[:10], *more]))
-    index = {"names": names, "crc32": [*sums, _crc32_of(names)]}
+    index = {
+        "names": names,
+        "crc32": [*sums, _crc32_of(names)],
+        "masks": MaskSummary.of(masks, labels).as_json(),
+    }
     (folder / "index.json").write_text(json.dumps(index))
 
 
@@ -162,7 +206,9 @@ def _read(folder: Path) -> Arrays | None:
         names = index["names"]
         if [_crc32(images), _crc32(trimaps), _crc32_of(names)] != index["crc32"]:
             return None
-        return Arrays(images, trimaps, tuple(names))
+        identity = "-".join(f"{value:08x}" for value in index["crc32"])
+        masks = MaskSummary(**index["masks"])
+        return Arrays(images, trimaps, tuple(names), identity, masks)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None  # whatever is in there, it is no cache
 

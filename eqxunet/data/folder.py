@@ -3,24 +3,28 @@
 Oxford: `images/`, `annotations/trimaps/`, and the lists `annotations/trainval.txt` and
 `annotations/test.txt` (`name class species breed` a line, `#` starts a comment). Plain: `images/`
 and `masks/` with the same stems, and optionally `train.txt`, `val.txt` and `test.txt` with a stem
-a line; without them a hash of the stem decides.
+a line. Without them stems are ranked by a hash and cut into tenths: one for `val`, one for `test`.
 """
 
 import hashlib
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..errors import InputError
+from .masks import Labels
 from .source import Example, Split, listed
 
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 """What counts as an image while listing a folder; decoding looks at the content only."""
+
+FEWEST = 3
+"""Images that make a training, a validation and a test split."""
 
 _OXFORD_FIELDS = re.compile(r"(\s+\d+){3}$")
 
@@ -35,13 +39,15 @@ class FolderSource:
     - `images`, `masks`: a file each.
     - `labels`: what the masks hold, see `Example`.
     - `identity`: a digest of every file's name, size and time of change.
+    - `notes`: what the user should know of the folder.
     """
 
     names: tuple[str, ...]
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
-    labels: Literal["trimap", "binary"]
+    labels: Labels
     identity: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,19 +66,21 @@ def open_folder(root: Path, split: Split, *, limit: int | None = None) -> Folder
 
     Raises: what `scan_folder` raises, and `InputError` where the split is empty.
     """
-    source = scan_folder(root, limit=limit)[split]
-    if not len(source):
-        raise InputError(
-            f"{root}: no image belongs to its {split} split; add images, or lists of names"
-        )
-    return source
+    sources = scan_folder(root, limit=limit)
+    if not len(sources[split]):
+        way_out = "add names to its list, or use another split"
+        if not any(len(sources[name]) for name in ("train", "val", "test")):
+            way_out = f"without lists, {FEWEST} images are the least to make three splits"
+        raise InputError(f"{root}: no image belongs to its {split} split; {way_out}")
+    return sources[split]
 
 
 def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSource]:
-    """Finds the pairs of all splits, some of which may be empty.
+    """Finds the pairs of all splits, some of which may be empty; `"all"` is all of them.
 
     Raises: `InputError` that lists duplicate stems, images without masks, names in a list
-    without an image, and links that lead out of `root`.
+    without an image, and links that lead out of `root`, and where there are neither lists nor
+    three images.
     """
     root = root.resolve()
     is_oxford = (root / "annotations" / "trimaps").is_dir()
@@ -80,7 +88,8 @@ def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSo
     images = _files_by_stem(root, root / "images")
     masks = _files_by_stem(root, mask_folder)
     splits = _oxford_splits(root) if is_oxford else _plain_splits(root, images)
-    wanted = {name for names in splits.values() for name in names}
+    splits["all"] = sorted({name for names in splits.values() for name in names} or images)
+    wanted = set(splits["all"])
     if absent := sorted(wanted - images.keys()):
         raise InputError(
             f"{root}: its lists name images that are not there: {listed(absent)}; "
@@ -88,15 +97,36 @@ def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSo
         )
     if absent := sorted(wanted - masks.keys()):
         raise InputError(f"{mask_folder}: no mask for {listed(absent)}; add them as NAME.png")
-    labels = "trimap" if is_oxford else "binary"
+    notes = _notes(root, splits, images.keys(), masks.keys())
+    labels: Labels = "trimap" if is_oxford else "binary"
     sources: dict[Split, FolderSource] = {}
     for split, names in splits.items():
         first = names[:limit]
         pictures = tuple(images[name] for name in first)
         answers = tuple(masks[name] for name in first)
         identity = _identity(labels, pictures + answers)
-        sources[split] = FolderSource(tuple(first), pictures, answers, labels, identity)
+        sources[split] = FolderSource(tuple(first), pictures, answers, labels, identity, notes)
     return sources
+
+
+def _notes(
+    root: Path, splits: dict[Split, list[str]], images: Set[str], masks: Set[str]
+) -> tuple[str, ...]:
+    notes = []
+    if unused := sorted(masks - images):
+        notes.append(f"{root}: {len(unused)} masks have no image and are left out: {listed(unused)}")
+    used = Counter(name for names in splits.values() for name in names)
+    used.subtract(splits["all"])
+    if several := sorted(name for name, count in used.items() if count > 1):
+        notes.append(
+            f"{root}: {len(several)} images belong to several splits, so scores flatter: "
+            f"{listed(several)}"
+        )
+    if unlisted := sorted((images & masks) - set(splits["all"])):
+        notes.append(
+            f"{root}: {len(unlisted)} images are in no list and are left out: {listed(unlisted)}"
+        )
+    return tuple(notes)
 
 
 def _identity(labels: str, files: tuple[Path, ...]) -> str:
@@ -144,11 +174,14 @@ def _composed(name: str) -> str:
 
 
 def _oxford_splits(root: Path) -> dict[Split, list[str]]:
-    trainval = _read_list(root, "annotations/trainval.txt")
+    lists = [f"annotations/{name}.txt" for name in ("trainval", "test")]
+    if not any((root / name).exists() for name in lists):
+        raise InputError(f"{root}: has neither {lists[0]} nor {lists[1]}; add lists of names")
+    trainval, test = (_read_list(root, name) if (root / name).exists() else [] for name in lists)
     return {
         "train": [name for i, name in enumerate(sorted(trainval)) if i % 10],
         "val": sorted(trainval)[::10],
-        "test": _read_list(root, "annotations/test.txt"),
+        "test": test,
     }
 
 
@@ -159,9 +192,14 @@ def _plain_splits(root: Path, images: dict[str, Path]) -> dict[Split, list[str]]
         splits[split] = _read_list(root, f"{split}.txt")
     if lists:
         return splits
-    for name in sorted(images):
-        bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 10
-        splits["train" if bucket < 8 else "val" if bucket == 8 else "test"].append(name)
+    # Which images a split holds depends on all names, so that its share is exact.
+    ranked = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(ranked) < FEWEST:
+        return splits
+    tenth = max(1, round(len(ranked) / 10))
+    splits["val"] = sorted(ranked[:tenth])
+    splits["test"] = sorted(ranked[tenth : 2 * tenth])
+    splits["train"] = sorted(ranked[2 * tenth :])
     return splits
 
 

@@ -53,35 +53,39 @@ class OxfordPets:
     Raises: what `prepare` raises.
     """
 
+    notes = ()
+
     def __init__(self, split: Split, data_dir: Path, limit: int | None = None):
         import tensorflow_datasets as tfds
 
         prepare(data_dir)
         builder = _reader(data_dir)
         raw = tfds.decode.SkipDecoding()
-        official = "test" if split == "test" else "train"
+        officials = {"test": ["test"], "all": ["train", "test"]}.get(split, ["train"])
         self._split: Split = split
         self._limit = limit
-        self._records = builder.as_data_source(
-            official, decoders={"image": raw, "segmentation_mask": raw}
-        )
-        size = int(builder.info.splits[official].num_bytes)
+        decoders = {"image": raw, "segmentation_mask": raw}
+        self._records = [builder.as_data_source(name, decoders=decoders) for name in officials]
+        size = sum(int(builder.info.splits[official].num_bytes) for official in officials)
         self.identity = f"{builder.info.full_name} {split} {len(self)} of {size} bytes"
 
     @cached_property
-    def _chosen(self) -> Sequence[tuple[str, int]]:
-        """Stem and record of every example of the split."""
-        stems = (record["file_name"].decode().removesuffix(".jpg") for record in self._records)
-        ordered = sorted((stem, record) for record, stem in enumerate(stems))
+    def _chosen(self) -> Sequence[tuple[str, int, int]]:
+        """Stem, official split and record of every example of the split."""
+        ordered = sorted(
+            (record["file_name"].decode().removesuffix(".jpg"), official, number)
+            for official, records in enumerate(self._records)
+            for number, record in enumerate(records)
+        )
         return _cut(ordered, self._split, self._limit)
 
     def __len__(self) -> int:
         # A range stands in for the stems, which take a pass over the records to read.
-        return len(_cut(range(len(self._records)), self._split, self._limit))
+        return len(_cut(range(sum(map(len, self._records))), self._split, self._limit))
 
     def __getitem__(self, index: int, /) -> Example:
-        stem, record = self._chosen[index]
-        features = self._records[record]
+        stem, official, record = self._chosen[index]
+        features = self._records[official][record]
         return Example(features["image"], features["segmentation_mask"], stem)
 
 

@@ -41,10 +41,16 @@ class Example:
 
 @runtime_checkable
 class Source(Protocol):
-    """A sequence of examples; `identity` changes whenever any of them does."""
+    """A sequence of examples.
+
+    `identity` changes whenever any of them does; `notes` are what the user should know of them.
+    """
 
     @property
     def identity(self) -> str: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 
@@ -52,7 +58,7 @@ class Source(Protocol):
 
 
 def open_source(
-    data: str, split: Split, *, data_dir: Path = DATA_DIR, seed: int = 0, limit: int | None = None
+    data: str, split: Split, *, data_dir: Path = DATA_DIR, limit: int | None = None
 ) -> Source:
     """Opens one split of a dataset, without decoding anything.
 
@@ -60,7 +66,6 @@ def open_source(
 
     - `data`: `"oxford_iiit_pet"`, `"synthetic"`, or a folder (see `eqxunet.data.folder`).
     - `data_dir`: where TFDS keeps its datasets; `oxford_iiit_pet` only.
-    - `seed`: `synthetic` only.
     - `limit`: the first so many examples only.
 
     Raises: `InputError` where `data` is none of these or the folder is not in order.
@@ -74,7 +79,7 @@ def open_source(
     if data == "synthetic":
         from .synthetic import SyntheticPets
 
-        return SyntheticPets(split, seed=seed, limit=limit)
+        return SyntheticPets(split, limit=limit)
     root = Path(data).expanduser()
     if not root.is_dir():
         raise InputError(

@@ -1,4 +1,4 @@
-"""Pets drawn by the program: no file, no network, the same pixels for the same (seed, index).
+"""Pets drawn by the program: no file, no network, the same pixels for the same index.
 
 Coat and ground take their colours from one distribution and are both textured, things of coat
 colours lie about, and light falls unevenly, so no threshold on colour finds the pet.
@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from ..errors import InputError
 from .pets import Outlines, Part, draw_pet
 from .source import BACKGROUND, BORDER, PET, Example, Split
 
 COUNTS: dict[Split, int] = {"train": 800, "val": 100, "test": 100}
+_SEED = 0  # of the pets; a run's seed has no part in them
 
 Plane = Float[np.ndarray, "h w"]
 Colour = Float[np.ndarray, "3"]
@@ -27,27 +27,24 @@ class SyntheticPets:
 
     Arguments:
 
-    - `seed`: another seed draws other pets.
     - `limit`: the first so many only.
     """
 
-    def __init__(self, split: Split, *, seed: int = 0, limit: int | None = None):
-        if seed < 0:
-            raise InputError(f"the seed must not be negative, but is {seed}")
-        self._split: Split = split
-        self._seed = seed
-        self._count = min(limit or COUNTS[split], COUNTS[split])
-        self.identity = f"synthetic {split} of seed {seed}, first {self._count}"
+    notes = ()
+
+    def __init__(self, split: Split, *, limit: int | None = None):
+        splits = COUNTS if split == "all" else {split: COUNTS[split]}
+        self._pets = [(name, i) for name, count in splits.items() for i in range(count)][:limit]
+        self.identity = f"synthetic {split}, first {len(self)}"
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._pets)
 
     def __getitem__(self, index: int, /) -> Example:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        rng = np.random.default_rng([self._seed, list(COUNTS).index(self._split), index])
+        split, number = self._pets[index]
+        rng = np.random.default_rng([_SEED, list(COUNTS).index(split), number])
         image, trimap = draw(rng)
-        return Example(image, trimap, f"{self._split}_{index:04}")
+        return Example(image, trimap, f"{split}_{number:04}")
 
 
 def draw(

@@ -6,4 +6,5 @@ from .resnet import ResNet10 as ResNet10
 from .unet import AbstractUNet as AbstractUNet
 from .unet import ResNetUNet as ResNetUNet
 from .unet import UNet as UNet
+from .unet import batched as batched
 from .unet import build as build

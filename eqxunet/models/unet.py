@@ -1,6 +1,7 @@
 """The two U-Nets: from scratch, and with the pretrained ResNet as encoder."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -117,6 +118,11 @@ class ResNetUNet(AbstractUNet):
     ) -> tuple[Float[Array, "h w 1"], eqx.nn.State]:
         logits, state = self.decoder(self.encoder(image), state)
         return resize(logits, *image.shape[:2]), state
+
+
+def batched(model: AbstractUNet) -> Callable[[Array, eqx.nn.State], tuple[Array, eqx.nn.State]]:
+    """The model as a function of a batch, over which BatchNorm takes its statistics."""
+    return jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
 
 
 def build(config: ModelConfig, *, key: PRNGKeyArray) -> tuple[AbstractUNet, eqx.nn.State]:

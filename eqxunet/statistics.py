@@ -1,0 +1,55 @@
+"""BatchNorm's statistics that belong to a model's weights."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from .config import Precision
+from .data.augment import to_float
+from .models import AbstractUNet, batched
+from .models.layers import BatchNorm
+
+
+@eqx.filter_jit
+def precise_statistics(
+    model: AbstractUNet,
+    state: eqx.nn.State,
+    images: UInt8[Array | np.ndarray, "n b h w 3"],
+    *,
+    precision: Precision = "float32",
+) -> eqx.nn.State:
+    """Returns the state with running statistics taken anew, for the weights as they are.
+
+    Running statistics that training leaves are those of earlier weights: at momentum 0.99, of
+    hundreds of steps, and of their start at 0 and 1 in a short run (Wu, Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021). Here every batch is normalised by its own statistics, as in
+    training, and these are joined: the mean of the means, and the variance of all pixels.
+
+    Arguments:
+
+    - `model`: in training mode. A layer in inference mode keeps its statistics.
+    - `images`: `n` batches of RGB training images.
+    """
+
+    def is_norm(node: object) -> bool:
+        return isinstance(node, BatchNorm)
+
+    def trained(model: AbstractUNet) -> list[BatchNorm]:
+        norms = filter(is_norm, jax.tree.leaves(model, is_leaf=is_norm))
+        return [norm for norm in norms if not norm.inference]
+
+    # Without momentum, running statistics are those of the last batch.
+    last = eqx.tree_at(lambda model: [norm.momentum for norm in trained(model)], model, replace_fn=lambda _: 0.0)
+
+    def of_batch(state: eqx.nn.State, images: UInt8[Array, "b h w 3"]):
+        _, state = batched(last)(to_float(images).astype(precision), state)
+        return state, [state.get(norm.running) for norm in trained(last)]
+
+    state, statistics = jax.lax.scan(of_batch, state, jnp.asarray(images))
+    for norm, of_batches in zip(trained(model), statistics, strict=True):
+        mean, var = of_batches["mean"], of_batches["var"]
+        joined = {"mean": jnp.mean(mean, 0), "var": jnp.mean(var, 0) + jnp.var(mean, 0)}
+        state = state.set(norm.running, joined)
+    return state
