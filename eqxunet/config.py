@@ -12,6 +12,9 @@ Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 Split = Literal["train", "val", "test", "all"]
 
+DATASETS = ("oxford_iiit_pet", "synthetic")
+"""What `--data` takes beside a folder."""
+
 DATA_DIR = Path("~/tensorflow_datasets")
 """Where TFDS keeps its datasets unless told otherwise."""
 

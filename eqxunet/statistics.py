@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, PyTree, UInt8
 
 from .config import Precision
 from .data.augment import to_float
@@ -36,19 +36,20 @@ def precise_statistics(
     def is_norm(node: object) -> bool:
         return isinstance(node, BatchNorm)
 
-    def trained(model: AbstractUNet) -> list[BatchNorm]:
-        norms = filter(is_norm, jax.tree.leaves(model, is_leaf=is_norm))
-        return [norm for norm in norms if not norm.inference]
+    def without_momentum(node: PyTree) -> PyTree:
+        return eqx.tree_at(lambda norm: norm.momentum, node, 0.0) if is_norm(node) else node
 
-    # Without momentum, running statistics are those of the last batch.
-    last = eqx.tree_at(lambda model: [norm.momentum for norm in trained(model)], model, replace_fn=lambda _: 0.0)
+    # Its running statistics are those of the last batch.
+    last = jax.tree.map(without_momentum, model, is_leaf=is_norm)
+    leaves = jax.tree.leaves(last, is_leaf=is_norm)
+    norms = [leaf for leaf in leaves if is_norm(leaf) and not leaf.inference]
 
     def of_batch(state: eqx.nn.State, images: UInt8[Array, "b h w 3"]):
         _, state = batched(last)(to_float(images).astype(precision), state)
-        return state, [state.get(norm.running) for norm in trained(last)]
+        return state, [state.get(norm.running) for norm in norms]
 
     state, statistics = jax.lax.scan(of_batch, state, jnp.asarray(images))
-    for norm, of_batches in zip(trained(model), statistics, strict=True):
+    for norm, of_batches in zip(norms, statistics, strict=True):
         mean, var = of_batches["mean"], of_batches["var"]
         joined = {"mean": jnp.mean(mean, 0), "var": jnp.mean(var, 0) + jnp.var(mean, 0)}
         state = state.set(norm.running, joined)

@@ -1,9 +1,15 @@
 """Checkpoints: bits come back, damage is found, the latest and the best stay."""
 
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from eqxunet.checkpoint import BEST, open_checkpoints, restore, save
+from eqxunet.checkpoint import BEST, Writer, restore
 from eqxunet.errors import IntegrityError
 
 
@@ -17,14 +23,9 @@ def arrays(step):
 
 
 def write(directory, scores):
-    with open_checkpoints(directory) as checkpoints:
+    with Writer(directory) as checkpoints:
         for step, score in scores.items():
-            save(checkpoints, step, arrays(step), None if score is None else {BEST: score})
-
-
-def read(directory, which="latest"):
-    with open_checkpoints(directory) as checkpoints:
-        return restore(checkpoints, which)
+            checkpoints.save(step, arrays(step), None if score is None else {BEST: score})
 
 
 def damage(directory, step):
@@ -38,7 +39,7 @@ def damage(directory, step):
 
 def test_bits_come_back(tmp_path):
     write(tmp_path, {7: 0.5})
-    restored = read(tmp_path)
+    restored = restore(tmp_path)
     assert restored.step == 7 and restored.metrics == {BEST: 0.5} and not restored.damaged
     for name, array in arrays(7).items():
         assert restored.arrays[name].dtype == array.dtype
@@ -47,30 +48,30 @@ def test_bits_come_back(tmp_path):
 
 def test_changing_an_array_after_the_call_does_not_change_the_checkpoint(tmp_path):
     mine = arrays(1)
-    with open_checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, 1, mine)
+    with Writer(tmp_path) as checkpoints:
+        checkpoints.save(1, mine)
         mine["model.conv1.kernel"][:] = 0
     name = "model.conv1.kernel"
-    np.testing.assert_array_equal(read(tmp_path).arrays[name], arrays(1)[name])
+    np.testing.assert_array_equal(restore(tmp_path).arrays[name], arrays(1)[name])
 
 
 def test_the_latest_three_and_the_best_are_kept(tmp_path):
     write(tmp_path, {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.2, 7: None})
     kept = {int(path.name) for path in tmp_path.iterdir()}
     assert kept == {2, 5, 6, 7}
-    assert read(tmp_path, "best").step == 2
-    assert read(tmp_path).step == 7
+    assert restore(tmp_path, "best").step == 2
+    assert restore(tmp_path).step == 7
 
 
 def test_an_empty_directory_has_none(tmp_path):
-    assert read(tmp_path) is None
+    assert restore(tmp_path) is None
 
 
 @pytest.mark.parametrize("which", ["latest", "best"])
 def test_a_flipped_bit_is_found_and_the_one_before_is_used(tmp_path, which):
     write(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3})
     damage(tmp_path, 3)
-    restored = read(tmp_path, which)
+    restored = restore(tmp_path, which)
     assert restored.step == 2
     assert len(restored.damaged) == 1 and "step 3" in restored.damaged[0]
     assert restored.arrays["counts.step"] == 2
@@ -81,7 +82,7 @@ def test_only_damaged_ones_is_an_error(tmp_path):
     for step in (1, 2):
         damage(tmp_path, step)
     with pytest.raises(IntegrityError, match="every checkpoint is damaged"):
-        read(tmp_path)
+        restore(tmp_path)
 
 
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path, monkeypatch):
@@ -89,13 +90,78 @@ def test_a_newer_schema_asks_for_an_upgrade(tmp_path, monkeypatch):
     write(tmp_path, {1: 0.1})
     monkeypatch.undo()
     with pytest.raises(IntegrityError, match="upgrade"):
-        read(tmp_path)
+        restore(tmp_path)
 
 
-def test_a_torn_save_is_ignored_and_cleaned(tmp_path):
+def test_a_torn_save_is_ignored_by_readers_and_cleaned_by_the_next_writer(tmp_path):
     write(tmp_path, {1: 0.1})
     torn = tmp_path / "2.orbax-checkpoint-tmp"
     torn.mkdir()
     (torn / "half").write_text("a")
-    assert read(tmp_path).step == 1
+    assert restore(tmp_path).step == 1
+    assert (torn / "half").exists(), "it may be a save in progress"
+    write(tmp_path, {3: 0.1})
     assert not torn.exists()
+
+
+def test_what_was_not_validated_is_never_the_best(tmp_path):
+    write(tmp_path, {1: None})
+    assert restore(tmp_path, "best") is None
+    assert restore(tmp_path, "latest").step == 1
+
+
+def test_reading_makes_no_directory(tmp_path):
+    assert restore(tmp_path / "none") is None
+    assert not (tmp_path / "none").exists()
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from test_checkpoint import BEST, Writer, arrays
+
+with Writer(Path(sys.argv[1])) as checkpoints:
+    for step in range(1, 81):
+        checkpoints.save(step, arrays(step), {BEST: step / 100})
+"""
+
+
+@pytest.mark.slow
+def test_readers_beside_a_writer_disturb_neither(tmp_path):
+    """The best step is always the latest here, so each save removes what a reader may hold."""
+    command = [sys.executable, "-c", WRITING, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    writer = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    steps = []
+    while writer.poll() is None:
+        for which in ("best", "latest"):
+            restored = restore(tmp_path, which)
+            if restored is not None:
+                assert not restored.damaged
+                steps.append(restored.step)
+    assert writer.returncode == 0, writer.stderr.read()[-2000:]
+    writer.stderr.close()
+    assert len(set(steps)) > 5
+    assert restore(tmp_path, "best").step == 80
+
+
+def test_saves_leave_no_thread_and_no_descriptor_behind(tmp_path):
+    counts = []
+    with Writer(tmp_path) as checkpoints:
+        for step in range(1, 41):
+            checkpoints.save(step, {"a": np.zeros(3, np.float32)})
+            counts.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+    # They come and go, but 25 saves later there are no more of them.
+    early, late = (np.max(counts[part], axis=0) for part in (slice(5, 15), slice(30, 40)))
+    assert (late <= early + 5).all(), (early, late)
+
+
+def test_a_save_that_failed_is_told_of_at_the_next(tmp_path):
+    with (
+        pytest.raises(OSError, match="(?i)no such file|not a directory|exist"),
+        Writer(tmp_path / "checkpoints") as checkpoints,
+    ):
+        (tmp_path / "checkpoints").rmdir()
+        (tmp_path / "checkpoints").write_text("in the way")
+        checkpoints.save(1, arrays(1))
+        checkpoints.save(2, arrays(2))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pictures import encoded, labels, write_plain
 from PIL import Image
 
 from eqxunet import load_run, predict
@@ -81,6 +82,148 @@ def test_eval_writes_the_scores(trained):
         rows = list(csv.DictReader(file))
     assert len(rows) == 24 and list(rows[0])[:3] == ["name", "iou", "dice"]
     assert width(out / "examples.png") > 400
+
+
+def test_a_trivial_baseline_stands_beside_every_score(trained):
+    metrics = json.loads((trained / "runs" / "a" / "eval" / "test" / "metrics.json").read_text())
+    for scores in (metrics, *metrics["by_border"].values()):
+        assert 0 < scores["baseline"]["iou"] < scores["baseline"]["dice"] < 1
+    for record in lines(trained / "runs" / "a" / "metrics.jsonl"):
+        assert 0 < record["val/baseline_iou"] < 1
+
+
+def test_a_run_knows_where_and_which_its_data_are(trained):
+    config = json.loads((trained / "runs" / "a" / "config.json").read_text())
+    assert Path(config["data_dir"]).is_absolute()
+    assert {name: split["count"] for name, split in config["identity"].items()} == {
+        "train": 24, "val": 24,
+    }  # fmt: skip
+
+
+def test_scores_under_other_conditions_go_elsewhere(trained):
+    folder = write_plain(trained / "others", [f"p{i}" for i in range(10)])
+    scores = trained / "runs" / "a" / "eval"
+    before = (scores / "test" / "metrics.json").read_bytes()
+    for options, name in (
+        (["--threshold", 0.3], "test-threshold-0.3"),
+        (["--limit", 8], "test-first-8"),
+        (["--data", "others", "--limit", 24], "test-of-others"),
+        (["--split", "all", "--data", "others", "--limit", 24], "all-of-others"),
+    ):
+        code, _, stderr = run(trained, "eval", *options)
+        assert code == 0, stderr
+        assert (scores / name / "metrics.json").exists()
+    assert (scores / "test" / "metrics.json").read_bytes() == before
+    everything = json.loads((scores / "all-of-others" / "metrics.json").read_text())
+    assert everything["count"] == 10 and everything["data"] == str(folder)
+    # A folder of the same name elsewhere, and a folder named with --out.
+    (trained / "elsewhere").mkdir()
+    folder.rename(trained / "elsewhere" / "others")
+    for options in (
+        ["--data", "elsewhere/others", "--limit", 24],
+        ["--threshold", 0.4, "--out", scores / "test"],
+    ):
+        code, _, stderr = run(trained, "eval", *options)
+        assert code == 2 and "holds other scores" in stderr
+    assert (scores / "test" / "metrics.json").read_bytes() == before
+    code, _, stderr = run(trained, "eval", *options, "--overwrite")
+    assert code == 0, stderr
+    assert run(trained, "eval", "--overwrite")[0] == 0
+
+
+def test_the_hint_names_a_command_that_works(trained):
+    """For a run in `runs/`, where `latest` leads to it, and for one elsewhere."""
+    for directory in ("runs/hinted", "aside"):
+        code, stdout, stderr = run(trained, *TRAIN[:-1], directory, "--epochs", 1)
+        assert code == 0, stderr
+        hint = stdout.strip().splitlines()[-1].rpartition("python cli.py ")[2]
+        assert hint == ("eval" if directory.startswith("runs") else "eval --run aside")
+        assert run(trained, *hint.split())[0] == 0
+        assert (trained / directory / "eval" / "test" / "metrics.json").exists()
+    assert not (trained / "latest").is_symlink()
+    (trained / "runs" / "latest").unlink()
+    (trained / "runs" / "latest").symlink_to("a")
+
+
+def test_trainings_that_begin_in_one_second_do_not_collide(tmp_path, monkeypatch):
+    from eqxunet import runs
+
+    class Clock(runs.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 31, 12, 0, 0)
+
+    monkeypatch.setattr(runs, "datetime", Clock)
+    monkeypatch.chdir(tmp_path)
+    made = [runs.new_directory("scratch").name for _ in range(3)]
+    assert made == [f"20260131-120000-scratch{end}" for end in ("", "-2", "-3")]
+
+
+def test_resuming_accepts_the_same_options_and_notices_other_data(trained):
+    root = write_plain(trained / "growing", [f"p{i:02}" for i in range(12)])
+    options = ["train", "--encoder", "scratch", "--size", 16, "--batch-size", 4, "--run", "g"]
+    given = ["--data", "growing", "--data-dir", "sets"]
+    code, _, stderr = run(trained, *options, *given, "--epochs", 1)
+    assert code == 0, stderr
+    code, _, stderr = run(trained, *options, *given, "--resume")
+    assert code == 0, stderr
+    code, _, stderr = run(trained, *options, "--data", "growing/../growing/", "--resume")
+    assert code == 0, stderr
+    code, _, stderr = run(trained, *options, "--data-dir", "others", "--resume")
+    assert code == 2 and "--data-dir" in stderr
+    write_plain(root, [f"q{i:02}" for i in range(8)])
+    code, _, stderr = run(trained, *options, "--resume")
+    assert code == 2
+    assert "train (10 images then, 16 now)" in stderr and "val (1 images then, 2 now)" in stderr
+
+
+def test_a_folder_of_something_else_is_never_written_to(trained):
+    other = trained / "other"
+    (other / "eval").mkdir(parents=True)
+    (other / "checkpoints").mkdir()
+    (other / "eval" / "mine.txt").write_text("precious")
+    for config in (None, "{}", '{"model": {"layers": 3}, "train": {}}', "not JSON"):
+        if config is not None:
+            (other / "config.json").write_text(config)
+        for options in ([], ["--overwrite"]):
+            code, _, stderr = run(trained, *TRAIN[:-1], "other", *options)
+            assert code == (2 if config is None else 3), stderr
+            assert "Traceback" not in stderr and "--run" in stderr
+    assert (other / "eval" / "mine.txt").read_text() == "precious"
+    assert sorted(path.name for path in other.iterdir()) == ["checkpoints", "config.json", "eval"]
+    code, _, stderr = run(trained, *TRAIN[:-1], other / "config.json")
+    assert code == 2 and "is a file" in stderr
+
+
+def test_masks_that_cannot_be_meant_stop_before_training(trained):
+    root = write_plain(trained / "wrong", [f"p{i}" for i in range(10)])
+    for path in (root / "masks").iterdir():
+        path.write_bytes(encoded(labels(12, 16)))
+    before = sorted((trained / "runs").iterdir())
+    code, _, stderr = run(trained, "train", "--data", "wrong", "--size", 16, "--batch-size", 4)
+    assert code == 2 and "have no background" in stderr
+    assert sorted((trained / "runs").iterdir()) == before
+
+
+def test_a_run_that_was_never_validated_cannot_be_scored(trained, tmp_path):
+    process = start(tmp_path, *TRAIN, "--limit", 800, "--epochs", 2)
+    while "step 1 of" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert "SIGINT: this step will be finished" in stderr and "--resume goes on" in stderr
+    code, _, stderr = run(tmp_path, "eval")
+    assert code == 2 and "no validated checkpoint yet" in stderr and "--resume" in stderr
+
+
+def test_output_to_a_file_speaks_before_the_first_epoch_ends(trained):
+    _, stdout, _ = run(trained, *TRAIN[:-1], "runs/told", "--epochs", 1, "--overwrite")
+    said = stdout.splitlines()
+    epoch = next(i for i, line in enumerate(said) if line.startswith("epoch"))
+    assert said[0] == "loading JAX"
+    assert any("compiling the training step; 3 steps to go" in line for line in said[:epoch])
+    assert any(line.startswith("step 1 of 3") for line in said[:epoch])
 
 
 def test_a_run_loads_and_predicts(trained):

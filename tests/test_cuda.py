@@ -108,6 +108,7 @@ def test_no_strided_slice_feeds_a_product(part, encoder, precision):
     assert len(operations(module, "convolution")) >= 10
     assert not products_of_strided_slices(module)
     assert not any(
-        "eqxunet" in str(call.attributes["call_target_name"]) or "callback" in str(call.attributes["call_target_name"])
+        "eqxunet" in str(call.attributes["call_target_name"])
+        or "callback" in str(call.attributes["call_target_name"])
         for call in operations(module, "custom_call")
     )

@@ -18,6 +18,47 @@ def test_check_counts_a_good_folder(tmp_path):
     rows = [line.split() for line in result.stdout.splitlines()]
     for row in (["train", "2", "0"], ["val", "1", "0"], ["test", "1", "0"]):
         assert any(set(row) <= set(words) for words in rows)
+    assert "values in masks: 1 (in 4), 2 (in 4), 3 (in 4)" in result.stdout
+    assert "taken as: 1 is pet, 2 is background, 3 is border" in result.stdout
+
+
+def test_check_refuses_what_training_would(tmp_path):
+    root = write_plain(tmp_path, [f"p{i}" for i in range(10)])
+    result = run("check", root)
+    assert result.exit_code == 0, result.stderr
+    assert "values in masks: 0 (in 10), 255 (in 10)" in result.stdout
+    assert f"{np.mean(labels(12, 16) != 2):.1%}" in result.stdout
+    for path in (root / "masks").iterdir():
+        path.write_bytes(encoded(labels(12, 16)))
+    result = run("check", root)
+    assert result.exit_code == 2
+    assert "values in masks: 1 (in 10), 2 (in 10), 3 (in 10)" in result.stdout
+    assert "have no background" in result.stderr and "annotations/trimaps/" in result.stderr
+
+
+def test_check_warns_of_what_may_not_be_meant(tmp_path):
+    root = write_plain(tmp_path, [f"p{i}" for i in range(10)])
+    for path in (root / "masks").iterdir():
+        path.write_bytes(encoded(labels(12, 16) - 1))
+    (root / "images" / "p3.png").unlink()
+    result = run("check", root)
+    assert result.exit_code == 0, result.stderr
+    assert "all count as foreground: 0, 1, 2" in result.stderr
+    assert "1 masks have no image and are left out: p3" in result.stderr
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_check_wants_an_image_for_each_split(tmp_path, count):
+    result = run("check", write_plain(tmp_path, ["a", "b", "c"][:count]))
+    assert result.exit_code == (0 if count == 3 else 2)
+    assert ("3 are the least" in result.stderr) == (count < 3)
+
+
+def test_check_fails_where_nothing_could_be_validated(tmp_path):
+    root = write_plain(tmp_path, ["a", "b"])
+    (root / "train.txt").write_text("a\nb\n")
+    result = run("check", root)
+    assert result.exit_code == 2 and "no image belongs to its val split" in result.stderr
 
 
 def test_check_names_every_bad_file(tmp_path):

@@ -8,10 +8,10 @@ from PIL import Image
 
 from eqxunet.data.decoding import (
     MAX_PIXELS,
+    decode,
     map_examples,
     read_image,
     read_mask,
-    decode,
     resize_image,
     resize_pair,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_pair, write_plain
+from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_plain
 
 from eqxunet.data.decoding import decode
 from eqxunet.data.folder import open_folder, scan_folder

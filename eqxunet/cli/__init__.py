@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import sys
 from typing import Annotated
 
@@ -23,6 +24,8 @@ class _Group(TyperGroup):
     def main(self, args=None, *rest, **options):
         if args is None:  # a program of its own, not called from one
             _use_huge_pages()
+            # As an exception, it leaves the terminal and temporary files in order.
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         return super().main(args, *rest, **options)
 
     def invoke(self, ctx):

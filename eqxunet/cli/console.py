@@ -1,5 +1,7 @@
 """The terminal: consoles, progress bars, and what several commands say."""
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ..data.cache import Arrays
     from ..data.source import Split
     from ..runs import RunConfig
+
+_LINE_SECONDS = 60.0  # between two lines about steps where there is no bar
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -44,8 +48,25 @@ def progress_bar(
 
 
 @contextmanager
+def stage(text: str) -> Iterator[None]:
+    """Says what is being done while there is nothing to count."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        console.print(text)
+        yield
+
+
+@contextmanager
 def steps_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    """Shows a bar of training steps; yields what to call with the steps done and a text."""
+    """Shows a bar of training steps; yields what to call with the steps done and a text.
+
+    Where there is no terminal, says a line at the first step and then every minute.
+    """
+    if not console.is_terminal:
+        yield _step_lines(total, done)
+        return
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -56,6 +77,25 @@ def steps_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
     with _progress(*columns) as progress:
         task = progress.add_task("compiling", total=total, completed=done)
         yield lambda step, text: progress.update(task, completed=step, description=text)
+
+
+def _step_lines(total: int, done: int) -> Callable[[int, str], None]:
+    console.print(f"compiling the training step; {total - done} steps to go")
+    first: tuple[int, float] | None = None
+    said = -_LINE_SECONDS
+
+    def say(step: int, text: str) -> None:
+        nonlocal first, said
+        now = time.monotonic()
+        first = first or (step, now)
+        if now - said < _LINE_SECONDS:
+            return
+        said = now
+        steps, seconds = step - first[0], now - first[1]
+        left = f"  {seconds / steps * (total - step):.0f} s left" if steps else ""
+        console.print(f"step {step} of {total}  {text}{left}", soft_wrap=True)
+
+    return say
 
 
 def _progress(*columns: ProgressColumn) -> Progress:
@@ -75,15 +115,24 @@ def prepare_oxford(data_dir: Path, archives: Path | None = None) -> None:
         prepare(data_dir, archives=archives, progress=progress)
 
 
+def program() -> str:
+    """How the user called this program."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
 def load(config: "RunConfig", split: "Split") -> "Arrays":
-    """Loads a split as a run's configuration says, with a bar while it is decoded."""
+    """Loads a split as a run's configuration says, with a bar while it is decoded.
+
+    Says what the user should know of it.
+    """
     from ..data.cache import load_split
 
     data_dir = Path(config.data_dir).expanduser()
     if config.data == "oxford_iiit_pet":
         prepare_oxford(data_dir)
     with progress_bar(f"decoding {split} images") as progress:
-        return load_split(
+        arrays = load_split(
             config.data,
             split,
             size=config.model.size,
@@ -91,6 +140,8 @@ def load(config: "RunConfig", split: "Split") -> "Arrays":
             limit=config.limit,
             progress=progress,
         )
+    warn(arrays.notes)
+    return arrays
 
 
 def warn(texts: Iterable[str]) -> None:

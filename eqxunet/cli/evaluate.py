@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.table import Table
 
 from ..config import Split
-from .console import console, load, progress_bar, shown, warn_of_damage
+from ..errors import InputError
+from .console import console, load, progress_bar, shown, stage, warn, warn_of_damage
+from .train import absolute
 
 if TYPE_CHECKING:
     from ..data.cache import Arrays
@@ -34,15 +37,34 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="By default eval/SPLIT in the run directory.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace other scores in --out.")] = False,
 ) -> None:
     """Scores a run's best checkpoint: IoU and Dice, per image and pooled, by border policy."""
-    from .. import evaluation
-    from ..runs import load_run
+    with stage("loading JAX and the run"):
+        from .. import evaluation
+        from ..runs import check_scores, load_run, scores_directory
 
-    loaded = load_run(run)
+        loaded = load_run(run)
     warn_of_damage(loaded.damaged)
-    changes = {"data": data, "data_dir": data_dir and str(data_dir), "limit": limit}
+    changes = {
+        "data": data and absolute(data),
+        "data_dir": data_dir and absolute(str(data_dir)),
+        "limit": limit,
+    }
     config = dataclasses.replace(loaded.config, **{k: v for k, v in changes.items() if v})
+    conditions = {
+        "data": config.data,
+        "split": split,
+        "threshold": threshold,
+        "limit": config.limit,
+    }
+    out = out or scores_directory(loaded, **conditions)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder with --out")
+    if not overwrite:
+        check_scores(out, conditions)
+    if split == "all" and config.data == loaded.config.data:
+        warn(["the run was trained on some of these images, so their scores flatter"])
     arrays = load(config, split)
     with progress_bar(f"scoring {split} images") as progress:
         scores = evaluation.evaluate(
@@ -58,12 +80,10 @@ def evaluate(
         "step": loaded.step,
         "encoder": config.model.encoder,
         "weights": config.weights,
-        "data": config.data,
-        "split": split,
         "size": config.model.size,
+        **conditions,
         **evaluation.summarise(scores),
     }
-    out = out or loaded.directory / "eval" / split
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     rows = evaluation.per_image(scores)
@@ -73,7 +93,8 @@ def evaluate(
         writer.writerows(rows)
     _draw(loaded, arrays, scores, out / "examples.png")
     _print(metrics)
-    console.print(f"written: metrics.json, per_image.csv and examples.png in {shown(out)}")
+    written = f"written: metrics.json, per_image.csv and examples.png in {shown(out)}"
+    console.print(written, markup=False, soft_wrap=True)
 
 
 def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
@@ -100,26 +121,27 @@ def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
 
 
 def _print(metrics: dict[str, Any]) -> None:
-    table = Table(
-        "border counted as",
-        "IoU, mean of images [95%]",
-        "Dice, mean of images [95%]",
-        "pooled IoU",
-        "pooled Dice",
-        "accuracy",
-        title=f"{metrics['encoder']} on {metrics['count']} {metrics['split']} images of "
+    console.print(
+        f"{metrics['encoder']} on {metrics['count']} {metrics['split']} images of "
         f"{metrics['data']}, {metrics['size']} x {metrics['size']}, "
         f"threshold {metrics['threshold']}, step {metrics['step']}",
+        markup=False,
+        soft_wrap=True,
     )
+    table = Table("border as", "IoU \\[95%]", "Dice \\[95%]", "pooled", "trivial", box=box.SIMPLE)
     for border, scores in metrics["by_border"].items():
         cells = [_interval(scores[name]) for name in ("iou", "dice")]
-        cells += [f"{scores['pooled'][name]:.4f}" for name in ("iou", "dice", "accuracy")]
+        cells += [f"{scores[name]['iou']:.3f}" for name in ("pooled", "baseline")]
         style = "bold" if border == metrics["border"] else None
         table.add_row("not counted" if border == "ignore" else border, *cells, style=style)
     console.print(table)
+    console.print(
+        "mean over images; pooled: IoU of all pixels together; trivial: IoU of predicting\n"
+        "foreground everywhere"
+    )
 
 
 def _interval(score: dict[str, Any]) -> str:
     interval = score["ci95"]
-    ends = f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
-    return f"{score['mean']:.4f}" + ends.replace("[", r"\[")
+    ends = f" \\[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return f"{score['mean']:.3f}{ends}"

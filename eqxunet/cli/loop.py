@@ -1,10 +1,9 @@
 """The training loop on the terminal: steps, validation, checkpoints, records, pictures."""
 
-import os
+import dataclasses
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,22 @@ import equinox as eqx
 import jax
 import numpy as np
 import typer
-from orbax.checkpoint import v1 as ocp
 from rich.table import Table
 
-from ..checkpoint import BEST, save
+from ..checkpoint import BEST, Writer
 from ..data.augment import to_float
+from ..data.batches import statistics_batches
 from ..data.cache import Arrays
 from ..errors import DivergedError
-from ..evaluation import evaluate, forward, summarise
+from ..evaluation import baseline, evaluate, forward
 from ..optimizer import learning_rate
-from ..runs import append_metrics
+from ..runs import append_metrics, load_run
+from ..statistics import precise_statistics
 from ..training import Fixed, StepMetrics, TrainState, fit, to_arrays
-from .console import console, errors, steps_bar
+from .console import console, errors, shown, steps_bar, warn
+from .signals import stop_signals
 
 _PICTURED = 8
-_LOOK_SECONDS = 0.1  # between two looks at the metrics: each waits for the device
 
 
 def train_loop(
@@ -35,7 +35,7 @@ def train_loop(
     train_split: Arrays,
     val_split: Arrays,
     directory: Path,
-    checkpoints: ocp.training.Checkpointer,
+    checkpoints: Writer,
     records: list[dict[str, Any]],
     *,
     epoch_steps: int,
@@ -48,33 +48,40 @@ def train_loop(
     """
     config = fixed.config
     schedule = learning_rate(config, total_steps)
-    step, started, looked = int(train_state.step), time.perf_counter(), 0.0
-    with _signals() as received, steps_bar(total_steps, step) as bar:
+    step, started, text = int(train_state.step), time.perf_counter(), ""
+    batches = statistics_batches(
+        train_split, config.batch_size, seed=config.seed, parts=config.accumulate
+    )
+    with stop_signals(_acknowledge) as received, steps_bar(total_steps, step) as bar:
         window: list[StepMetrics] = []
         steps = fit(fixed, train_state, train_split, total_steps=total_steps)
         for train_state, metrics in steps:
             step += 1
             window.append(metrics)
-            if len(window) == 2:
-                jax.block_until_ready(window[0])
+            if len(window) == 2:  # the first is done, this one runs
                 started = time.perf_counter()
             ends_epoch = step % epoch_steps == 0 or step == total_steps
-            if ends_epoch or time.perf_counter() - looked > _LOOK_SECONDS:
-                # Reading the step before lets this one run on meanwhile.
-                shown = jax.device_get(window[-2] if len(window) > 1 else window[-1])
-                bar(step, f"loss {shown.loss:.3f}  IoU {shown.iou:.3f}")
-                _check(shown, config.max_skipped)
-                looked = time.perf_counter()
+            if len(window) > 1 or ends_epoch:
+                # The step before is done, and reading it lets this one run on meanwhile.
+                done = jax.device_get(window[-2] if len(window) > 1 else window[-1])
+                _check(done, config.max_skipped)
+                text = f"loss {done.loss:.3f}  IoU {done.iou:.3f}"
+            bar(step, text)
             if ends_epoch:
                 record = _train_record(window, step, epoch_steps)
                 if len(window) > 2:  # the clock started between the second step's start and its end
                     images = (len(window) - 2) * config.batch_size
                     record["images_per_second"] = images / (time.perf_counter() - started)
                 record["lr"] = float(np.asarray(schedule(step - 1)))
-                record |= _validate(fixed, train_state, val_split)
+                bar(step, "validating")
+                state = precise_statistics(
+                    fixed.model(train_state), train_state.state, batches, precision=config.precision
+                )
+                validated = dataclasses.replace(train_state, state=state)
+                record |= _validate(fixed, validated, val_split)
                 records.append(record)
                 best = _best(records)
-                save(checkpoints, step, to_arrays(fixed, train_state), {BEST: record[BEST]})
+                checkpoints.save(step, to_arrays(fixed, validated), {BEST: record[BEST]})
                 append_metrics(directory, record)
                 console.print(_line(record, is_best=best is record), soft_wrap=True)
                 window = []
@@ -82,18 +89,14 @@ def train_loop(
                     console.print(f"no better epoch in {config.patience}: stopping")
                     break
             elif received:
-                save(checkpoints, step, to_arrays(fixed, train_state))
+                checkpoints.save(step, to_arrays(fixed, train_state))
             if received:
                 break
+    checkpoints.wait()
     if records:
-        # Matplotlib takes a second, which the first step can do without.
-        from ..report import save_curves
-
-        save_curves(records, directory / "curves.png")
-        _draw(fixed, train_state, val_split, directory / "predictions.png")
+        _draw(directory, records, val_split)
         _print_summary(records)
     if received:
-        checkpoints.wait()
         errors.print(f"stopped by {received[0].name} after step {step}; --resume goes on")
         raise typer.Exit(128 + received[0])
 
@@ -128,12 +131,15 @@ def _number(value: float | None) -> str:
 
 
 def _validate(fixed: Fixed, train_state: TrainState, split: Arrays) -> dict[str, float | None]:
+    border = fixed.config.border
     model = eqx.nn.inference_mode(fixed.model(train_state))
-    scores = summarise(evaluate(model, train_state.state, split, border=fixed.config.border))
+    scores = evaluate(model, train_state.state, split, border=border)
+    counts = scores.counts[border]
     return {
-        "val/loss": _finite(scores["loss"]),
-        "val/iou": scores["iou"]["mean"],
-        "val/dice": scores["dice"]["mean"],
+        "val/loss": _finite(float(np.mean(scores.losses))),
+        "val/iou": float(np.mean(counts.iou)),
+        "val/dice": float(np.mean(counts.dice)),
+        "val/baseline_iou": float(np.mean(baseline(counts).iou)),
     }
 
 
@@ -141,14 +147,18 @@ def _best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(records, key=lambda record: record[BEST])
 
 
-def _draw(fixed: Fixed, train_state: TrainState, split: Arrays, path: Path) -> None:
-    from ..report import save_predictions
+def _draw(directory: Path, records: Sequence[dict[str, Any]], split: Arrays) -> None:
+    """Draws the curves, and validation images as the best checkpoint segments them."""
+    # Matplotlib takes a second, which the first step can do without.
+    from ..report import save_curves, save_predictions
 
-    model = eqx.nn.inference_mode(fixed.model(train_state))
+    save_curves(records, directory / "curves.png")
+    run = load_run(directory)
     images, trimaps = split.images[:_PICTURED], split.trimaps[:_PICTURED]
-    logits = forward(model, train_state.state, to_float(images))
-    probabilities = np.asarray(jax.nn.sigmoid(logits))
-    save_predictions(images, trimaps, probabilities, split.names[:_PICTURED], path)
+    probabilities = np.asarray(jax.nn.sigmoid(forward(run.model, run.state, to_float(images))))
+    names = split.names[:_PICTURED]
+    save_predictions(images, trimaps, probabilities, names, directory / "predictions.png")
+    console.print(f"pictures: curves.png and predictions.png in {shown(directory)}", soft_wrap=True)
 
 
 def _line(record: dict[str, Any], *, is_best: bool) -> str:
@@ -167,22 +177,20 @@ def _print_summary(records: Sequence[dict[str, Any]]) -> None:
     for name, record in (("best", _best(records)), ("last", records[-1])):
         values = (record[key] for key in ("train/loss", "val/loss", "val/iou", "val/dice"))
         table.add_row(name, str(record["epoch"]), *map(_number, values))
+    trivial = records[-1].get("val/baseline_iou")  # older runs have none
+    if trivial is not None:
+        table.add_row("all foreground", "", "", "", _number(trivial), "")
     console.print(table)
+    if trivial is not None and _best(records)[BEST] <= trivial:
+        warn(
+            [
+                "the best epoch is no better than predicting foreground everywhere; train longer, "
+                "or look at the data with `data check` and `data show`"
+            ]
+        )
 
 
-@contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM, for the loop to end after its step; a second one quits."""
-    received: list[signal.Signals] = []
-
-    def handle(number: int, _frame: Any) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(signal.Signals(number))
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _acknowledge(received: signal.Signals) -> None:
+    (console if console.is_terminal else errors).print(
+        f"{received.name}: this step will be finished and saved; a second time quits at once"
+    )

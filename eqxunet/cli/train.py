@@ -1,17 +1,36 @@
 """`train`: data, model and weights into a run directory, epoch after epoch."""
 
 import dataclasses
-import shutil
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import DATA_DIR, Border, Encoder, ModelConfig, Precision, Schedule, TrainConfig
+from ..config import (
+    DATA_DIR,
+    DATASETS,
+    Border,
+    Encoder,
+    ModelConfig,
+    Precision,
+    Schedule,
+    TrainConfig,
+)
 from ..errors import InputError
-from .console import console, errors, load, progress_bar, shown, warn_of_damage
+from .console import (
+    console,
+    load,
+    program,
+    progress_bar,
+    shown,
+    stage,
+    warn,
+    warn_of_damage,
+)
 
 if TYPE_CHECKING:
+    from ..data.cache import Arrays
     from ..models import AbstractUNet
     from ..runs import RunConfig
 
@@ -71,7 +90,9 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="Delete what --run holds.")] = False,
 ) -> None:
     """Trains a model and keeps its latest and best checkpoints."""
-    from ..runs import RUNS, RunConfig, locked, new_directory
+    with stage("loading JAX"):
+        from ..runs import RUNS, RunConfig, check_directory, locked, new_directory
+        from . import loop as loop  # what training takes, loaded here where it is said
 
     options = context.params
     if encoder == "scratch":
@@ -89,20 +110,23 @@ def train(
                 if f.name in options
             }
         ),
-        data=data,
-        data_dir=str(data_dir),
+        data=absolute(data),
+        data_dir=absolute(str(data_dir)),
         limit=limit,
         weights=None if encoder == "scratch" else {"source": weights},
     )
-    directory = run or (RUNS / "latest" if resume else new_directory(encoder))
     if resume:
-        config = _as_before(context, RunConfig.read(directory))
-    elif (directory / "config.json").exists() and not overwrite:
-        raise InputError(
-            f"{directory} holds a run already: --resume goes on with it, --overwrite deletes it"
-        )
+        directory = run or RUNS / "latest"
+        config = _as_before(context, config, RunConfig.read(directory))
+    elif run:
+        directory = run
+        check_directory(directory, overwrite=True)
+    else:
+        directory = new_directory(encoder)
     directory = directory.resolve()
     with locked(directory):
+        if not resume:
+            check_directory(directory, overwrite=overwrite)
         _train(config, directory, resume)
 
 
@@ -110,29 +134,32 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     import equinox as eqx
     import jax
 
-    from ..checkpoint import open_checkpoints, restore
+    from ..checkpoint import Writer, restore
     from ..data.batches import steps_per_epoch
     from ..models import build
-    from ..runs import keep_metrics_until, point_latest
+    from ..runs import RUNS, clear, keep_metrics_until, point_latest
     from ..training import from_arrays, initialise
     from .loop import train_loop
 
     path = None if resume or config.weights is None else _weights_file(config.weights["source"])
     train_split, val_split = (load(config, split) for split in ("train", "val"))
+    config = _with_identity(config, {"train": train_split, "val": val_split}, directory)
     epoch_steps = steps_per_epoch(train_split, config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch_steps
-    # Jitted for being one program, which the compilation cache keeps, instead of many small ones.
-    model, state = eqx.filter_jit(build)(config.model, key=jax.random.key(config.train.seed))
-    if path is not None:
-        model, config = _with_weights(model, config, path)
+    with stage("building the model"):
+        # Jitted as one program, which the compilation cache keeps, instead of many small ones.
+        key = jax.random.key(config.train.seed)
+        model, state = eqx.filter_jit(build)(config.model, key=key)
+        if path is not None:
+            model, config = _with_weights(model, config, path)
+        fixed, train_state = eqx.filter_jit(initialise)(model, state, config.train, total_steps)
+        jax.clear_caches()  # 100 MB of programs that have done their work
     if not resume:
         # All that can be wrong with the input was said by now: until here nothing is deleted.
-        _clear(directory)
+        clear(directory)
         config.write(directory)
     point_latest(directory)
     _warn_of_cpu(config.train)
-    fixed, train_state = eqx.filter_jit(initialise)(model, state, config.train, total_steps)
-    jax.clear_caches()  # 100 MB of programs that have done their work
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
     console.print(
         f"{config.model.encoder} U-Net, {trained:,} trained parameters, on {jax.device_count()} x "
@@ -140,16 +167,16 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
         f"validation images at {config.model.size} x {config.model.size} pixels",
         soft_wrap=True,
     )
-    with open_checkpoints(directory / "checkpoints") as checkpoints:
-        records = []
-        if resume:
-            restored = restore(checkpoints)
-            if restored is None:
-                raise InputError(f"{directory}: no checkpoint to resume from; use --overwrite")
-            warn_of_damage(restored.damaged)
-            fixed, train_state = from_arrays(fixed, train_state, restored.arrays)
-            records = keep_metrics_until(directory, restored.step)
-            console.print(f"resuming after step {restored.step} of {total_steps}")
+    records = []
+    if resume:
+        restored = restore(directory / "checkpoints")
+        if restored is None:
+            raise InputError(f"{directory}: no checkpoint to resume from; use --overwrite")
+        warn_of_damage(restored.damaged)
+        fixed, train_state = from_arrays(fixed, train_state, restored.arrays)
+        records = keep_metrics_until(directory, restored.step)
+        console.print(f"resuming after step {restored.step} of {total_steps}")
+    with Writer(directory / "checkpoints") as checkpoints:
         train_loop(
             fixed,
             train_state,
@@ -161,7 +188,12 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
             epoch_steps=epoch_steps,
             total_steps=total_steps,
         )
-    console.print(f"run: {shown(directory)}; score it on the test split with `eval`")
+    option = "" if directory == (RUNS / "latest").resolve() else f" --run {shown(directory)}"
+    console.print(
+        f"run: {shown(directory)}; score it on the test split: {program()} eval{option}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _warn_of_cpu(config: TrainConfig) -> None:
@@ -170,9 +202,9 @@ def _warn_of_cpu(config: TrainConfig) -> None:
     if jax.default_backend() != "cpu":
         return
     if config.precision == "bfloat16":
-        errors.print("[yellow]warning:[/] on a CPU --precision bfloat16 is slower than float32")
+        warn(["on a CPU --precision bfloat16 is slower than float32"])
     if config.remat:
-        errors.print("[yellow]warning:[/] on a CPU --remat saves nothing; --accumulate does")
+        warn(["on a CPU --remat saves nothing; --accumulate does"])
 
 
 def _weights_file(source: str) -> Path | None:
@@ -206,15 +238,18 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _as_before(context: typer.Context, before: "RunConfig") -> "RunConfig":
+def absolute(data: str) -> str:
+    """A dataset's name as it is, a folder as an absolute path."""
+    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
+
+
+def _as_before(context: typer.Context, given: "RunConfig", before: "RunConfig") -> "RunConfig":
     """Returns the configuration of the run to resume, if no option says otherwise."""
-    old = dataclasses.asdict(before)
-    flat = old["model"] | old["train"] | {n: old[n] for n in ("data", "data_dir", "limit")}
-    flat["weights"] = before.weights and before.weights["source"]
+    new, old = _options(given), _options(before)
     differences = [
-        f"--{name.replace('_', '-')} {context.params[name]} (was {value})"
-        for name, value in flat.items()
-        if name in context.params and _given(context, name) and context.params[name] != value
+        f"--{name.replace('_', '-')} {new[name]} (was {value})"
+        for name, value in old.items()
+        if name in context.params and _given(context, name) and new[name] != value
     ]
     if differences:
         raise InputError(
@@ -224,8 +259,36 @@ def _as_before(context: typer.Context, before: "RunConfig") -> "RunConfig":
     return before
 
 
-def _clear(directory: Path) -> None:
-    for name in ("checkpoints", "eval"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    for name in ("config.json", "metrics.jsonl", "curves.png", "predictions.png"):
-        (directory / name).unlink(missing_ok=True)
+def _options(config: "RunConfig") -> dict[str, Any]:
+    """The values of all options, by their names."""
+    values = dataclasses.asdict(config)
+    return (
+        values["model"]
+        | values["train"]
+        | {
+            "data": absolute(config.data),
+            "data_dir": absolute(config.data_dir),
+            "limit": config.limit,
+            "weights": config.weights and config.weights["source"],
+        }
+    )
+
+
+def _with_identity(
+    config: "RunConfig", splits: dict[str, "Arrays"], directory: Path
+) -> "RunConfig":
+    """Notes which images these are, or sees to it that they are those of the run to resume."""
+    now = {
+        name: {"count": len(arrays), "crc32": arrays.identity} for name, arrays in splits.items()
+    }
+    changed = [
+        f"{name} ({config.identity[name]['count']} images then, {now[name]['count']} now)"
+        for name in config.identity or {}
+        if config.identity and config.identity[name] != now[name]
+    ]
+    if changed:
+        raise InputError(
+            f"{config.data}: is not what {shown(directory)} was trained on: {', '.join(changed)} "
+            "changed; restore the data, or start another run"
+        )
+    return dataclasses.replace(config, identity=now)

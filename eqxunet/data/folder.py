@@ -114,7 +114,9 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if unused := sorted(masks - images):
-        notes.append(f"{root}: {len(unused)} masks have no image and are left out: {listed(unused)}")
+        notes.append(
+            f"{root}: {len(unused)} masks have no image and are left out: {listed(unused)}"
+        )
     used = Counter(name for names in splits.values() for name in names)
     used.subtract(splits["all"])
     if several := sorted(name for name, count in used.items() if count > 1):

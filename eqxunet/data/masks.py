@@ -129,7 +129,7 @@ class MaskSummary:
 
 
 def _is_indexed(kinds: set[str]) -> bool:
-    """Whether values are 255 and class indices without a gap, as of masks with unlabelled pixels."""
+    """Whether values are 255 and class indices without a gap, as where pixels are unlabelled."""
     indices = kinds - {"255"}
     return "255" in kinds and bool(indices) and indices == set(_first(len(indices)))
 

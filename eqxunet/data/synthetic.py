@@ -33,8 +33,9 @@ class SyntheticPets:
     notes = ()
 
     def __init__(self, split: Split, *, limit: int | None = None):
-        splits = COUNTS if split == "all" else {split: COUNTS[split]}
-        self._pets = [(name, i) for name, count in splits.items() for i in range(count)][:limit]
+        splits: list[Split] = list(COUNTS) if split == "all" else [split]
+        pets: list[tuple[Split, int]] = [(name, i) for name in splits for i in range(COUNTS[name])]
+        self._pets = pets[:limit]
         self.identity = f"synthetic {split}, first {len(self)}"
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ class SyntheticPets:
 
     def __getitem__(self, index: int, /) -> Example:
         split, number = self._pets[index]
-        rng = np.random.default_rng([_SEED, list(COUNTS).index(split), number])
+        rng = np.random.default_rng([_SEED, [*COUNTS].index(split), number])
         image, trimap = draw(rng)
         return Example(image, trimap, f"{split}_{number:04}")
 

@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM, answered at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stop_signals(acknowledge: Callable[[signal.Signals], None]) -> Iterator[list[signal.Signals]]:
+    """Collects the first SIGINT or SIGTERM, for a loop to end when it can; a second one quits.
+
+    Python runs its handlers between two of its own instructions, so not while a step or the
+    compiler runs. The bytes that it writes at every signal arrive at once, in a thread.
+
+    Arguments:
+
+    - `acknowledge`: called in that thread with the first signal.
+    """
+    received: list[signal.Signals] = []
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        while byte := os.read(reader, 1):
+            number = byte[0]
+            if number not in STOPPING:
+                continue
+            if received:
+                _quit(number)
+            received.append(signal.Signals(number))
+            acknowledge(received[0])
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
+    descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield received
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _quit(number: int) -> None:
+    """Ends the process without asking the main thread, which may be busy or hold locks."""
+    for stream in (1, 2):
+        if os.isatty(stream):
+            os.write(stream, b"\r\x1b[2K\x1b[?25h")  # the bar's line, and its hidden cursor
+            break
+    os._exit(128 + number)
