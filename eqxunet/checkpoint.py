@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 from orbax.checkpoint import v1 as ocp
 
-from .errors import IntegrityError
+from .errors import IntegrityError, UnavailableError
 
 SCHEMA = 1
 BEST = "val/iou"
@@ -72,7 +72,7 @@ class Writer:
     ) -> None:
         """Saves named arrays; the writing goes on in the background, atomically.
 
-        Raises what went wrong with the save before, if anything did.
+        Raises UnavailableError where the save before failed.
 
         Arguments:
 
@@ -86,17 +86,24 @@ class Writer:
         self._pending = self._checkpointer.save_async(
             step,
             copies,
-            force=True,  # else a save that is still under way would drop this one
+            force=True,  # whatever Orbax's own policy for saving
             overwrite=True,
             metrics=dict(metrics) if metrics else None,
             custom_metadata=about,
         )
 
     def wait(self) -> None:
-        """Waits until the last save is written, and raises what went wrong with it."""
+        """Waits until the last save is written; raises UnavailableError where that failed."""
         pending, self._pending = self._pending, None
-        if pending is not None:
+        if pending is None:
+            return
+        try:
             pending.result()  # which also ends the thread that waits for it
+        except (OSError, ValueError) as error:  # TensorStore raises ValueError on a full disk
+            raise UnavailableError(
+                f"{self._checkpointer.directory}: the checkpoint cannot be written ({error}); free "
+                "space, or name another --run"
+            ) from error
 
 
 def restore(directory: Path, which: Literal["latest", "best"] = "latest") -> Restored | None:

@@ -19,12 +19,16 @@ from filelock import FileLock, Timeout
 
 from . import __version__
 from .checkpoint import restore
-from .config import ModelConfig, Split, TrainConfig
+from .config import DATASETS, ModelConfig, Split, TrainConfig
+from .data.cache import is_of
+from .data.folder import open_folder
 from .errors import BusyError, InputError, IntegrityError
 from .models import AbstractUNet, build
 from .models.leaves import named_leaves, replace_leaves, replace_state, select
 
 RUNS = Path("runs")
+SCORES = ("metrics.json", "per_image.csv", "examples.png")
+"""Files of an evaluation."""
 _LOCK = ".lock"
 _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 
@@ -173,6 +177,10 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; name a directory for the run with --run")
+    if directory.name == "latest" and not directory.is_symlink():
+        raise InputError(
+            f"{directory}: `latest` is the link to the latest run; choose another name"
+        )
     if not directory.is_dir() or {path.name for path in directory.iterdir()} <= {_LOCK}:
         return
     if not (directory / "config.json").exists():
@@ -187,11 +195,11 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Deletes what a run wrote into its directory."""
+    """Deletes what a run wrote into its directory; last what shows that it is one."""
     for name in ("checkpoints", "eval"):
         if (directory / name).exists():
             shutil.rmtree(directory / name)
-    for name in ("config.json", "metrics.jsonl", "curves.png", "predictions.png"):
+    for name in ("metrics.jsonl", "curves.png", "predictions.png", "config.json"):
         (directory / name).unlink(missing_ok=True)
 
 
@@ -213,22 +221,37 @@ def scores_directory(
 
 
 def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
-    """Raises InputError where a directory holds scores under other conditions than these."""
-    path = out / "metrics.json"
+    """Raises InputError where a directory holds other scores, or something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder with --out")
+    written = [name for name in SCORES if (out / name).exists()]
     try:
-        before = json.loads(path.read_text()) if path.exists() else conditions
-    except ValueError:
-        before = {}
-    changed = [
-        f"{name} {before.get(name)}"
-        for name, value in conditions.items()
-        if before.get(name) != value
-    ]
+        before = json.loads((out / SCORES[0]).read_text()) if written else conditions
+        changed = [f"{k} {before[k]}" for k, v in conditions.items() if before.get(k, v) != v]
+    except (OSError, ValueError, AttributeError):
+        changed = written
     if changed:
         raise InputError(
             f"{out}: holds other scores ({', '.join(changed)}); name another folder with --out, "
             "or add --overwrite"
         )
+
+
+def check_same_images(run: Run, config: RunConfig) -> str | None:
+    """Returns a warning where a folder's images are no longer those that a run was trained on.
+
+    Splits without lists depend on all names: an image that was trained on may be in another now.
+    """
+    if config.data != run.config.data or config.data in DATASETS or not run.config.identity:
+        return None
+    for split in ("train", "val"):
+        source = open_folder(Path(config.data), split, limit=run.config.limit)
+        if not is_of(run.config.identity[split]["crc32"], source.names):
+            return (
+                f"{config.data}: images came or went since {run.directory.name} was trained, so "
+                "some that it was trained on may be among these"
+            )
+    return None
 
 
 @contextmanager

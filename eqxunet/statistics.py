@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, UInt8
 
-from .config import Precision
 from .data.augment import to_float
 from .models import AbstractUNet, batched
 from .models.layers import BatchNorm
@@ -17,8 +16,6 @@ def precise_statistics(
     model: AbstractUNet,
     state: eqx.nn.State,
     images: UInt8[Array | np.ndarray, "n b h w 3"],
-    *,
-    precision: Precision = "float32",
 ) -> eqx.nn.State:
     """Returns the state with running statistics taken anew, for the weights as they are.
 
@@ -43,12 +40,14 @@ def precise_statistics(
     last = jax.tree.map(without_momentum, model, is_leaf=is_norm)
     leaves = jax.tree.leaves(last, is_leaf=is_norm)
     norms = [leaf for leaf in leaves if is_norm(leaf) and not leaf.inference]
+    for norm in norms:  # whatever they were, infinite perhaps, has no part in it
+        state = state.set(norm.running, jax.tree.map(jnp.zeros_like, state.get(norm.running)))
 
-    def of_batch(state: eqx.nn.State, images: UInt8[Array, "b h w 3"]):
-        _, state = batched(last)(to_float(images).astype(precision), state)
-        return state, [state.get(norm.running) for norm in norms]
+    def of_batch(images: UInt8[Array, "b h w 3"]) -> list[dict[str, Array]]:
+        _, after = batched(last)(to_float(images), jax.tree.map(lambda leaf: leaf, state))
+        return [after.get(norm.running) for norm in norms]
 
-    state, statistics = jax.lax.scan(of_batch, state, jnp.asarray(images))
+    statistics = jax.lax.map(of_batch, jnp.asarray(images))
     for norm, of_batches in zip(norms, statistics, strict=True):
         mean, var = of_batches["mean"], of_batches["var"]
         joined = {"mean": jnp.mean(mean, 0), "var": jnp.mean(var, 0) + jnp.var(mean, 0)}

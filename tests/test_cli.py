@@ -2,17 +2,23 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import equinox as eqx
+import jax
+import numpy as np
 import pytest
 from pictures import encoded, labels, write_plain
 from PIL import Image
 
-from eqxunet import load_run, predict
+from eqxunet import load_run, precise_statistics, predict
+from eqxunet.data import load_split
+from eqxunet.data.batches import statistics_batches
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [
@@ -100,6 +106,16 @@ def test_a_run_knows_where_and_which_its_data_are(trained):
     }  # fmt: skip
 
 
+def test_a_run_holds_statistics_of_its_weights(trained):
+    loaded = load_run(trained / "runs" / "a")
+    split = load_split("synthetic", "train", size=32, limit=24)
+    images = statistics_batches(split, 8, seed=0)
+    model = eqx.nn.inference_mode(loaded.model, False)
+    want = precise_statistics(model, loaded.state, images)
+    for got, anew in zip(*map(jax.tree.leaves, (loaded.state, want)), strict=True):
+        np.testing.assert_allclose(got, anew, atol=1e-5 * np.abs(anew).max())
+
+
 def test_scores_under_other_conditions_go_elsewhere(trained):
     folder = write_plain(trained / "others", [f"p{i}" for i in range(10)])
     scores = trained / "runs" / "a" / "eval"
@@ -128,6 +144,16 @@ def test_scores_under_other_conditions_go_elsewhere(trained):
     assert (scores / "test" / "metrics.json").read_bytes() == before
     code, _, stderr = run(trained, "eval", *options, "--overwrite")
     assert code == 0, stderr
+    # Another run's scores, and a folder of something else.
+    (trained / "mine").mkdir()
+    (trained / "mine" / "per_image.csv").write_text("precious")
+    code, _, stderr = run(trained, "eval", "--out", "mine")
+    assert code == 2 and "holds other scores (per_image.csv)" in stderr
+    shutil.copytree(trained / "runs" / "a", trained / "runs" / "copy")
+    assert run(trained, "eval", "--out", "out")[0] == 0
+    code, _, stderr = run(trained, "eval", "--run", "runs/copy", "--out", "out")
+    assert code == 2 and "holds other scores (run " in stderr
+    shutil.rmtree(trained / "runs" / "copy")
     assert run(trained, "eval", "--overwrite")[0] == 0
 
 
@@ -136,7 +162,7 @@ def test_the_hint_names_a_command_that_works(trained):
     for directory in ("runs/hinted", "aside"):
         code, stdout, stderr = run(trained, *TRAIN[:-1], directory, "--epochs", 1)
         assert code == 0, stderr
-        hint = stdout.strip().splitlines()[-1].rpartition("python cli.py ")[2]
+        hint = stdout.strip().splitlines()[-1].rpartition("cli.py ")[2]
         assert hint == ("eval" if directory.startswith("runs") else "eval --run aside")
         assert run(trained, *hint.split())[0] == 0
         assert (trained / directory / "eval" / "test" / "metrics.json").exists()
@@ -175,6 +201,8 @@ def test_resuming_accepts_the_same_options_and_notices_other_data(trained):
     code, _, stderr = run(trained, *options, "--resume")
     assert code == 2
     assert "train (10 images then, 16 now)" in stderr and "val (1 images then, 2 now)" in stderr
+    code, _, stderr = run(trained, "eval", "--run", "g")
+    assert code == 0 and "images came or went since g was trained" in stderr
 
 
 def test_a_folder_of_something_else_is_never_written_to(trained):
@@ -227,8 +255,6 @@ def test_output_to_a_file_speaks_before_the_first_epoch_ends(trained):
 
 
 def test_a_run_loads_and_predicts(trained):
-    import numpy as np
-
     loaded = load_run(trained / "runs" / "latest")
     probability = predict(loaded.model, loaded.state, np.zeros((40, 50, 3), np.uint8))
     assert probability.shape == (40, 50) and 0 <= probability.min() <= probability.max() <= 1

@@ -15,7 +15,7 @@ ORDER = [
     {"models"},
     {"losses", "metrics"},
     {"optimizer", "checkpoint"},
-    {"training", "evaluation"},
+    {"statistics", "training", "evaluation"},
     {"inference", "runs", "report"},
     {"cli"},
 ]

@@ -64,6 +64,14 @@ def test_earlier_statistics_have_no_part_and_are_not_used_up():
     running(model, state)  # raises where the state was used up
 
 
+def test_statistics_that_were_not_finite_are_left_behind():
+    model, state = build(SMALL, key=jax.random.key(0))
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), state)
+    images = noise(2, 4)
+    results = [running(model, precise_statistics(model, s, images)) for s in (state, broken)]
+    assert eqx.tree_equal(*results)
+
+
 def test_a_layer_in_inference_mode_keeps_its_statistics():
     model, state = build(SMALL, key=jax.random.key(0))
     model = eqx.tree_at(lambda m: m.down[0].block.norm1.inference, model, True)
@@ -98,17 +106,19 @@ def discs(count, size=32):
         (112, 16, 1, (1, 16)),
         (112, 8, 1, (2, 8)),
         (270, 8, 1, (4, 8)),
-        (1000, 4, 1, (16, 4)),
+        (1000, 4, 1, (31, 4)),
+        (3000, 4, 1, (64, 4)),
+        (600, 512, 1, (1, 512)),
         (12, 8, 1, (1, 8)),
         (112, 16, 4, (4, 4)),
     ],
 )
-def test_an_eighth_of_the_steps_and_16_images_at_least(count, batch_size, parts, shape):
+def test_statistics_take_an_eighth_of_the_steps_within_bounds(count, batch_size, parts, shape):
     arrays = discs(count, size=8)
     found = statistics_batches(arrays, batch_size, seed=3, parts=parts)
     assert found.shape == (*shape, 8, 8, 3)
     flat = found.reshape(-1, 8 * 8 * 3)
-    assert len(np.unique(flat, axis=0)) == len(flat), "an image twice"
+    assert len(np.unique(flat[:, :24], axis=0)) == len(flat), "an image twice"
     again = statistics_batches(arrays, batch_size, seed=3, parts=parts)
     np.testing.assert_array_equal(found, again)
 
@@ -129,15 +139,15 @@ def test_a_short_run_scores_what_its_weights_can():
     few = statistics_batches(train, 8, seed=0)
     everything = train.images.reshape(8, 8, 32, 32, 3)
     scores = []
-    for train_state, _ in fit(fixed, train_state, train, total_steps=48):
-        if train_state.step % 8 == 0:
-            model = fixed.model(train_state)
-            states = [precise_statistics(model, train_state.state, x) for x in (few, everything)]
+    for trained, _ in fit(fixed, train_state, train, total_steps=48):
+        if trained.step % 8 == 0:
+            model = fixed.model(trained)
+            states = [precise_statistics(model, trained.state, x) for x in (few, everything)]
             inference = eqx.nn.inference_mode(model)
             scores.append(
                 [
                     evaluate(inference, s, val).counts["foreground"].iou.mean()
-                    for s in (train_state.state, *states)
+                    for s in (trained.state, *states)
                 ]
             )
     left_by_training, precise, whole = np.transpose(scores)

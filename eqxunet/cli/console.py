@@ -1,5 +1,6 @@
 """The terminal: consoles, progress bars, and what several commands say."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from ..config import DATASETS
 
 if TYPE_CHECKING:
     from ..data.cache import Arrays
@@ -80,7 +83,8 @@ def steps_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
 
 
 def _step_lines(total: int, done: int) -> Callable[[int, str], None]:
-    console.print(f"compiling the training step; {total - done} steps to go")
+    if total > done:
+        console.print(f"compiling the training step; {total - done} steps to go")
     first: tuple[int, float] | None = None
     said = -_LINE_SECONDS
 
@@ -93,7 +97,7 @@ def _step_lines(total: int, done: int) -> Callable[[int, str], None]:
         said = now
         steps, seconds = step - first[0], now - first[1]
         left = f"  {seconds / steps * (total - step):.0f} s left" if steps else ""
-        console.print(f"step {step} of {total}  {text}{left}", soft_wrap=True)
+        console.print(f"step {step} of {total}  {text}{left}".rstrip(), soft_wrap=True)
 
     return say
 
@@ -117,22 +121,24 @@ def prepare_oxford(data_dir: Path, archives: Path | None = None) -> None:
 
 def program() -> str:
     """How the user called this program."""
-    name = Path(sys.argv[0]).name
-    return f"python {name}" if name.endswith(".py") else name
+    path = sys.argv[0]
+    return f"python {path}" if path.endswith(".py") else Path(path).name
+
+
+def absolute(data: str) -> str:
+    """A dataset's name as it is, a path as an absolute one."""
+    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
 
 
 def load(config: "RunConfig", split: "Split") -> "Arrays":
-    """Loads a split as a run's configuration says, with a bar while it is decoded.
-
-    Says what the user should know of it.
-    """
+    """Loads a split as a run's configuration says, with a bar while it is decoded."""
     from ..data.cache import load_split
 
     data_dir = Path(config.data_dir).expanduser()
     if config.data == "oxford_iiit_pet":
         prepare_oxford(data_dir)
     with progress_bar(f"decoding {split} images") as progress:
-        arrays = load_split(
+        return load_split(
             config.data,
             split,
             size=config.model.size,
@@ -140,8 +146,6 @@ def load(config: "RunConfig", split: "Split") -> "Arrays":
             limit=config.limit,
             progress=progress,
         )
-    warn(arrays.notes)
-    return arrays
 
 
 def warn(texts: Iterable[str]) -> None:

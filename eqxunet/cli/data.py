@@ -32,7 +32,7 @@ def check(
 ) -> None:
     """Decodes every image and mask of a folder; says what cannot be used, and what masks hold."""
     from ..data.decoding import decode, map_examples
-    from ..data.folder import FEWEST, scan_folder
+    from ..data.folder import open_folder, scan_folder
     from ..data.masks import MaskSummary
 
     if not folder.is_dir():
@@ -69,17 +69,8 @@ def check(
             warn(f"{folder}: {warning}" for warning in summary.check(split))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from error
-    if not any(map(len, sources.values())):
-        raise InputError(
-            f"{folder}: holds {len(everything)} images; without lists, {FEWEST} are the least to "
-            "make three splits"
-        )
-    for split in ("train", "val"):
-        if not len(sources[split]):
-            raise InputError(
-                f"{folder}: no image belongs to its {split} split, without which nothing can be "
-                f"trained; add names to its list"
-            )
+    for split in ("train", "val"):  # without which nothing can be trained
+        open_folder(folder, split)
 
 
 @data_app.command()

@@ -11,9 +11,7 @@ from rich import box
 from rich.table import Table
 
 from ..config import Split
-from ..errors import InputError
-from .console import console, load, progress_bar, shown, stage, warn, warn_of_damage
-from .train import absolute
+from .console import absolute, console, load, progress_bar, shown, stage, warn, warn_of_damage
 
 if TYPE_CHECKING:
     from ..data.cache import Arrays
@@ -42,7 +40,7 @@ def evaluate(
     """Scores a run's best checkpoint: IoU and Dice, per image and pooled, by border policy."""
     with stage("loading JAX and the run"):
         from .. import evaluation
-        from ..runs import check_scores, load_run, scores_directory
+        from ..runs import check_same_images, check_scores, load_run, scores_directory
 
         loaded = load_run(run)
     warn_of_damage(loaded.damaged)
@@ -58,11 +56,12 @@ def evaluate(
         "threshold": threshold,
         "limit": config.limit,
     }
+    elsewhere = {"run": str(loaded.directory)} if out else {}
     out = out or scores_directory(loaded, **conditions)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder with --out")
     if not overwrite:
-        check_scores(out, conditions)
+        check_scores(out, conditions | elsewhere)
+    if warning := check_same_images(loaded, config):
+        warn([warning])
     if split == "all" and config.data == loaded.config.data:
         warn(["the run was trained on some of these images, so their scores flatter"])
     arrays = load(config, split)
@@ -76,7 +75,7 @@ def evaluate(
             progress=progress,
         )
     metrics = {
-        "run": loaded.directory.name,
+        "run": str(loaded.directory),
         "step": loaded.step,
         "encoder": config.model.encoder,
         "weights": config.weights,

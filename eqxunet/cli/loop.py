@@ -41,7 +41,7 @@ def train_loop(
     epoch_steps: int,
     total_steps: int,
 ) -> None:
-    """Trains to the end, until patience is out, or until a signal; then draws the pictures.
+    """Trains to the end or until patience is out, and draws the pictures; or until a signal.
 
     Raises DivergedError after too many non-finite steps in a row, and typer.Exit with 128 plus the
     signal's number once a checkpoint is saved.
@@ -63,7 +63,7 @@ def train_loop(
             ends_epoch = step % epoch_steps == 0 or step == total_steps
             if len(window) > 1 or ends_epoch:
                 # The step before is done, and reading it lets this one run on meanwhile.
-                done = jax.device_get(window[-2] if len(window) > 1 else window[-1])
+                done = jax.device_get(window[-1] if ends_epoch else window[-2])
                 _check(done, config.max_skipped)
                 text = f"loss {done.loss:.3f}  IoU {done.iou:.3f}"
             bar(step, text)
@@ -74,9 +74,7 @@ def train_loop(
                     record["images_per_second"] = images / (time.perf_counter() - started)
                 record["lr"] = float(np.asarray(schedule(step - 1)))
                 bar(step, "validating")
-                state = precise_statistics(
-                    fixed.model(train_state), train_state.state, batches, precision=config.precision
-                )
+                state = precise_statistics(fixed.model(train_state), train_state.state, batches)
                 validated = dataclasses.replace(train_state, state=state)
                 record |= _validate(fixed, validated, val_split)
                 records.append(record)
@@ -88,17 +86,17 @@ def train_loop(
                 if config.patience and record["epoch"] - best["epoch"] >= config.patience:
                     console.print(f"no better epoch in {config.patience}: stopping")
                     break
-            elif received:
-                checkpoints.save(step, to_arrays(fixed, train_state))
             if received:
+                if not ends_epoch:
+                    checkpoints.save(step, to_arrays(fixed, train_state))
                 break
-    checkpoints.wait()
-    if records:
-        _draw(directory, records, val_split)
-        _print_summary(records)
+        checkpoints.wait()
     if received:
         errors.print(f"stopped by {received[0].name} after step {step}; --resume goes on")
         raise typer.Exit(128 + received[0])
+    if records:
+        _draw(directory, records, val_split)
+        _print_summary(records)
 
 
 def _check(metrics: StepMetrics, max_skipped: int) -> None:
@@ -144,7 +142,7 @@ def _validate(fixed: Fixed, train_state: TrainState, split: Arrays) -> dict[str,
 
 
 def _best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return max(records, key=lambda record: record[BEST])
+    return max(records, key=lambda record: (record[BEST], record["step"]))
 
 
 def _draw(directory: Path, records: Sequence[dict[str, Any]], split: Arrays) -> None:

@@ -18,7 +18,7 @@ def stop_signals(acknowledge: Callable[[signal.Signals], None]) -> Iterator[list
 
     Arguments:
 
-    - `acknowledge`: called in that thread with the first signal.
+    - `acknowledge`: called with the first signal, in a thread.
     """
     received: list[signal.Signals] = []
     reader, writer = os.pipe()
@@ -32,18 +32,19 @@ def stop_signals(acknowledge: Callable[[signal.Signals], None]) -> Iterator[list
             if received:
                 _quit(number)
             received.append(signal.Signals(number))
-            acknowledge(received[0])
+            # In a thread of its own, as it may wait for the terminal, and a second signal must not.
+            threading.Thread(target=acknowledge, args=(received[0],), daemon=True).start()
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
     descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in STOPPING}
     try:
         yield received
     finally:
-        signal.set_wakeup_fd(descriptor)
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(descriptor)
         os.close(writer)
         thread.join()
         os.close(reader)

@@ -1,7 +1,7 @@
 """`train`: data, model and weights into a run directory, epoch after epoch."""
 
 import dataclasses
-import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,6 @@ import typer
 
 from ..config import (
     DATA_DIR,
-    DATASETS,
     Border,
     Encoder,
     ModelConfig,
@@ -19,6 +18,7 @@ from ..config import (
 )
 from ..errors import InputError
 from .console import (
+    absolute,
     console,
     load,
     program,
@@ -143,6 +143,7 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
 
     path = None if resume or config.weights is None else _weights_file(config.weights["source"])
     train_split, val_split = (load(config, split) for split in ("train", "val"))
+    warn(dict.fromkeys([*train_split.notes, *val_split.notes]))
     config = _with_identity(config, {"train": train_split, "val": val_split}, directory)
     epoch_steps = steps_per_epoch(train_split, config.train.batch_size)
     total_steps = config.train.steps or config.train.epochs * epoch_steps
@@ -188,7 +189,11 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
             epoch_steps=epoch_steps,
             total_steps=total_steps,
         )
-    option = "" if directory == (RUNS / "latest").resolve() else f" --run {shown(directory)}"
+    option = (
+        ""
+        if directory == (RUNS / "latest").resolve()
+        else f" --run {shlex.quote(shown(directory))}"
+    )
     console.print(
         f"run: {shown(directory)}; score it on the test split: {program()} eval{option}",
         markup=False,
@@ -238,11 +243,6 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def absolute(data: str) -> str:
-    """A dataset's name as it is, a folder as an absolute path."""
-    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
-
-
 def _as_before(context: typer.Context, given: "RunConfig", before: "RunConfig") -> "RunConfig":
     """Returns the configuration of the run to resume, if no option says otherwise."""
     new, old = _options(given), _options(before)
@@ -281,14 +281,16 @@ def _with_identity(
     now = {
         name: {"count": len(arrays), "crc32": arrays.identity} for name, arrays in splits.items()
     }
+    before = config.identity or {}
     changed = [
-        f"{name} ({config.identity[name]['count']} images then, {now[name]['count']} now)"
-        for name in config.identity or {}
-        if config.identity and config.identity[name] != now[name]
+        f"{name} ({before[name]['count']} images then, {now[name]['count']} now)"
+        for name in before
+        if before[name] != now[name]
     ]
     if changed:
         raise InputError(
-            f"{config.data}: is not what {shown(directory)} was trained on: {', '.join(changed)} "
-            "changed; restore the data, or start another run"
+            f"{config.data}: is not what {shown(directory)} was trained on, to the pixel: "
+            f"{', '.join(changed)}; restore the data and the version of Pillow in its "
+            "config.json, or start another run"
         )
     return dataclasses.replace(config, identity=now)

@@ -58,14 +58,15 @@ def statistics_batches(
     """Training images to take BatchNorm's statistics over: the same ones at every call.
 
     They are an eighth of an epoch's steps, so that a forward pass over them costs a twentieth of
-    the epoch or so, but 16 images at least, and 16 steps at most.
+    the epoch or so, but 16 images at least where there are as many, and 256 at most.
 
     Arguments:
 
     - `parts`: of each batch, each of which BatchNorm sees alone.
     """
     steps = steps_per_epoch(arrays, batch_size)
-    steps = min(max(steps // 8, -(-16 // batch_size)), steps, 16)
+    least, most = -(-16 // batch_size), max(1, 256 // batch_size)
+    steps = min(max(steps // 8, least), steps, most)
     index = _order(len(arrays), seed, 0)[: steps * batch_size]
     images = arrays.images[index]
     return images.reshape(steps * parts, batch_size // parts, *images.shape[1:])

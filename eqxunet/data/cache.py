@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -145,6 +146,11 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxunet" / "data"
 
 
+def is_of(identity: str, names: Sequence[str]) -> bool:
+    """Whether the identity of `Arrays` is of examples with these names."""
+    return identity.rpartition("-")[2] == f"{_crc32_of(names):08x}"
+
+
 def _key(source: Source, size: int) -> str:
     digest = hashlib.sha256()
     for part in (source.identity, str(size), PIL.__version__, np.__version__):
@@ -220,5 +226,5 @@ def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
     return value
 
 
-def _crc32_of(names: list[str]) -> int:
+def _crc32_of(names: Sequence[str]) -> int:
     return zlib.crc32("\0".join(names).encode())

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
 from ..errors import InputError
-from .masks import Labels, Mask
+from .masks import MAX_VALUES, Labels, Mask
 from .source import BACKGROUND, BORDER, PET, Example, Source, listed
 
 T = TypeVar("T")
@@ -22,11 +22,10 @@ MAX_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own warning limit."""
 
 Image.init()
-FORMATS = tuple(
-    {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"} & {*Image.OPEN}
-)
-"""Formats that are read, by content. Pillow knows more, some of which it hands to other programs:
-PostScript to Ghostscript, whatever the file is called."""
+_READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+FORMATS = tuple(name for name in _READ if name in Image.OPEN)
+"""Formats that are read, by content, in the order in which they are tried. Pillow knows more, some
+of which it hands to other programs: PostScript to Ghostscript, whatever the file is called."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -166,7 +165,7 @@ def _open(data: bytes, name: str) -> Image.Image:
         ) from None
     except Exception as error:
         # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error...
-        cause = f"none of {', '.join(sorted(FORMATS))}"
+        cause = f"none of {', '.join(FORMATS)}"
         if not isinstance(error, Image.UnidentifiedImageError):
             cause = str(error) or type(error).__name__
         raise InputError(
@@ -217,7 +216,8 @@ def _marks(image: Image.Image) -> tuple[Bool[np.ndarray, "h w"], tuple[str, ...]
         values, is_opaque = values[..., :-1], values[..., -1] != 0
     rgb = np.broadcast_to(values, (*is_opaque.shape, 3)).astype(np.uint32)
     red, green, blue = np.moveaxis(rgb, -1, 0)
-    found = [_colour(int(code)) for code in np.unique((red << 16 | green << 8 | blue)[is_opaque])]
+    codes = np.unique((red << 16 | green << 8 | blue)[is_opaque])[:MAX_VALUES]
+    found = [_colour(int(code)) for code in codes]
     if not is_opaque.all():
         found.append("transparent")
     return (values != 0).any(-1) & is_opaque, tuple(found)
@@ -231,4 +231,4 @@ def _colour(code: int) -> str:
 def _distinct(values: Shaped[np.ndarray, "h w"]) -> list[str]:
     if values.dtype == np.uint8:  # thirty times as fast as sorting
         return [str(value) for value in np.flatnonzero(np.bincount(values.ravel(), minlength=1))]
-    return [f"{value:g}" for value in np.unique(values).astype(float)]
+    return [f"{value:.9g}" for value in np.unique(values)[:MAX_VALUES].astype(float)]

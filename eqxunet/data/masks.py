@@ -11,6 +11,8 @@ from .source import listed
 
 Labels = Literal["trimap", "binary"]
 
+MAX_VALUES = 257
+"""Distinct values of a mask that are told; one with more holds no labels."""
 MOSTLY = 0.9
 """Share of foreground above which masks are suspected of being the wrong way round."""
 _MEANINGS = {
@@ -22,7 +24,7 @@ _MEANINGS = {
 class Mask(NamedTuple):
     """What one mask holds.
 
-    - `values`: its distinct values, in order: grey levels as numbers, colours as `#rrggbb`.
+    - `values`: its first distinct values, in order: grey levels as numbers, colours as `#rrggbb`.
     - `foreground`: share of its pixels that are foreground; a trimap's border is none.
     - `background`: share of its pixels that are background.
     """
@@ -94,7 +96,8 @@ class MaskSummary:
         if 0 < self.count == self.full and (split == "train" or self.several):
             raise InputError(
                 f"{masks} have no background: their values are {values}, and "
-                f"{_MEANINGS[self.labels]}; save them with background 0"
+                f"{_MEANINGS[self.labels]}; save them with background "
+                f"{2 if self.labels == 'trimap' else 0}"
                 + (
                     ", or put trimaps of 1, 2, 3 into annotations/trimaps/"
                     if set(self.values) <= {"1", "2", "3"} and self.labels == "binary"

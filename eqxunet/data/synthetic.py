@@ -42,6 +42,8 @@ class SyntheticPets:
         return len(self._pets)
 
     def __getitem__(self, index: int, /) -> Example:
+        if index < 0:
+            raise IndexError(index)
         split, number = self._pets[index]
         rng = np.random.default_rng([_SEED, [*COUNTS].index(split), number])
         image, trimap = draw(rng)

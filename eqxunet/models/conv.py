@@ -11,6 +11,7 @@ so the kernel's gradient is summed over it as it is computed. A rule that sees o
 write each example's.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ class Window(NamedTuple):
         return lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=numbers)
 
     def conv_on_cpu(self, x: Any, kernel: Any) -> Array:
-        """A strided 1x1 kernel as a slice and a product, which on GPUs aborts XLA's GemmFusion."""
+        """A strided 1x1 kernel as a slice and a product; on GPUs these abort XLA's GemmFusion."""
         if self.is_pointwise:
             return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         return self.conv(x, kernel)
@@ -110,6 +111,9 @@ class Window(NamedTuple):
         ]
 
 
+Convolve = Callable[[Window, Any, Any], Array]
+
+
 def _turned(
     kernel: Float[Array | np.ndarray, "k k c_in c_out"],
 ) -> Float[Array | np.ndarray, "k k c_out c_in"]:
@@ -123,13 +127,15 @@ input_gradient_p = Primitive("conv2d_input_gradient")  # y, kernel -> x
 kernel_gradient_p = Primitive("conv2d_kernel_gradient")  # x, y -> kernel
 
 
-def _conv(x: Array, kernel: Array, *, window: Window, conv: Any = Window.conv) -> Array:
+def _conv(x: Array, kernel: Array, *, window: Window, conv: Convolve = Window.conv) -> Array:
     if window.tiles:
         return jnp.einsum("nhawbi,abio->nhwo", window.split(x), kernel)
     return conv(window, x, kernel)
 
 
-def _input_gradient(y: Array, kernel: Array, *, window: Window, conv: Any = Window.conv) -> Array:
+def _input_gradient(
+    y: Array, kernel: Array, *, window: Window, conv: Convolve = Window.conv
+) -> Array:
     if window.stride == 1:
         rest, ((above, below), (left, right)) = window.size - 1, window.padding
         padding = ((rest - above, rest - below), (rest - left, rest - right))
@@ -142,7 +148,7 @@ def _input_gradient(y: Array, kernel: Array, *, window: Window, conv: Any = Wind
     return jax.linear_transpose(lambda x: conv(window, x, kernel), x)(y)[0]
 
 
-def _kernel_gradient(x: Array, y: Array, *, window: Window, conv: Any = Window.conv) -> Array:
+def _kernel_gradient(x: Array, y: Array, *, window: Window, conv: Convolve = Window.conv) -> Array:
     if window.tiles:
         return jnp.einsum("nhawbi,nhwo->abio", window.split(x), y)
     kernel = jax.ShapeDtypeStruct((window.size, window.size, x.shape[3], y.shape[3]), x.dtype)

@@ -1,0 +1,90 @@
+"""What BatchNorm's statistics are worth at each epoch of a short run, and what they cost.
+
+    python -m benchmarks.statistics --size 64 --limit 112 --batch-size 8
+
+Validation IoU of the same weights under three kinds of running statistics: as training leaves
+them, taken anew over a few training images as `train` does, and over all training images.
+"""
+
+import argparse
+import time
+
+import equinox as eqx
+import jax
+import numpy as np
+
+import eqxunet as eu
+from eqxunet.data import Arrays, load_split
+from eqxunet.data.batches import statistics_batches, steps_per_epoch
+from eqxunet.evaluation import evaluate
+from eqxunet.models import AbstractUNet
+from eqxunet.training import fit, initialise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="synthetic")
+    parser.add_argument("--encoder", default="scratch", choices=("scratch", "resnet10"))
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--batch-size", type=int, default=eu.TrainConfig.batch_size)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=eu.TrainConfig.lr)
+    options = parser.parse_args()
+    train, val, test = (
+        load_split(options.data, split, size=options.size, limit=options.limit)
+        for split in ("train", "val", "test")
+    )
+    config = eu.TrainConfig(batch_size=options.batch_size, lr=options.lr)
+    steps = steps_per_epoch(train, config.batch_size)
+    model_config = eu.ModelConfig(encoder=options.encoder, size=options.size)
+    model, state = eqx.filter_jit(eu.build)(model_config, key=jax.random.key(config.seed))
+    fixed, train_state = initialise(model, state, config, total_steps=steps * options.epochs)
+    few = statistics_batches(train, config.batch_size, seed=config.seed)
+    whole = train.images[: steps * config.batch_size].reshape(steps, *few.shape[1:])
+    kinds = {"as left": None, f"of {few.shape[0] * few.shape[1]} images": few, "of all": whole}
+    print(f"{len(train)} training, {len(val)} validation, {len(test)} test images; ", end="")
+    print(f"{steps} steps an epoch")
+    print("epoch  train IoU  " + "".join(f"{kind:>14}" for kind in kinds))
+
+    stepping, taking, seen = [], [], []
+    started = time.perf_counter()
+    total_steps = steps * options.epochs
+    for trained, metrics in fit(fixed, train_state, train, total_steps=total_steps):
+        seen.append(metrics.iou)
+        if len(seen) < steps:
+            continue
+        jax.block_until_ready(trained)
+        stepping.append(time.perf_counter() - started)
+        model = fixed.model(trained)
+        states = []
+        for images in kinds.values():
+            began = time.perf_counter()
+            states.append(
+                trained.state
+                if images is None
+                else eu.precise_statistics(model, trained.state, images)
+            )
+            if images is few:
+                jax.block_until_ready(states[-1])
+                taking.append(time.perf_counter() - began)
+        model = eqx.nn.inference_mode(model)
+        scores = [[_iou(model, s, split) for s in states] for split in (val, test)]
+        print(
+            f"{len(stepping):>5}  {np.mean(jax.device_get(seen)):>9.3f}  "
+            + "".join(f"{score:>14.3f}" for score in scores[0]),
+            flush=True,
+        )
+        seen, started = [], time.perf_counter()
+    print(" test  " + " " * 11 + "".join(f"{score:>14.3f}" for score in scores[1]))
+    # The first of each holds compiling.
+    share = np.median(taking[1:]) / np.median(stepping[1:])
+    print(f"taking statistics anew adds {share:.1%} to an epoch's steps")
+
+
+def _iou(model: AbstractUNet, state: eqx.nn.State, split: Arrays) -> float:
+    return float(np.mean(evaluate(model, state, split).counts["foreground"].iou))
+
+
+if __name__ == "__main__":
+    main()
