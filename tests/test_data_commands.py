@@ -51,7 +51,7 @@ def test_check_warns_of_what_may_not_be_meant(tmp_path):
 def test_check_wants_an_image_for_each_split(tmp_path, count):
     result = run("check", write_plain(tmp_path, ["a", "b", "c"][:count]))
     assert result.exit_code == (0 if count == 3 else 2)
-    assert ("3 are the least" in result.stderr) == (count < 3)
+    assert ("3 images are the least" in result.stderr) == (count < 3)
 
 
 def test_check_fails_where_nothing_could_be_validated(tmp_path):

@@ -69,7 +69,8 @@ def open_folder(root: Path, split: Split, *, limit: int | None = None) -> Folder
     sources = scan_folder(root, limit=limit)
     if not len(sources[split]):
         way_out = "add names to its list, or use another split"
-        if len(sources["all"]) < FEWEST and not any(root.glob("*.txt")):
+        lists = [f"{name}.txt" for name in ("train", "val", "test")]
+        if len(sources["all"]) < FEWEST and not any((root / name).exists() for name in lists):
             way_out = f"without lists, {FEWEST} images are the least to make three splits"
         raise InputError(f"{root}: no image belongs to its {split} split; {way_out}")
     return sources[split]
