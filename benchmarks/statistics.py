@@ -3,7 +3,7 @@
     python -m benchmarks.statistics --size 64 --limit 112 --batch-size 8
 
 Validation IoU of the same weights under three kinds of running statistics: as training leaves
-them, taken anew over a few training images as `train` does, and over all training images.
+them, taken anew over a few augmented images as `train` does, and over all images as they are.
 """
 
 import argparse
@@ -15,10 +15,11 @@ import numpy as np
 
 import eqxunet as eu
 from eqxunet.data import Arrays, load_split
-from eqxunet.data.batches import statistics_batches, steps_per_epoch
+from eqxunet.data.augment import to_float
+from eqxunet.data.batches import steps_per_epoch
 from eqxunet.evaluation import evaluate
 from eqxunet.models import AbstractUNet
-from eqxunet.training import fit, initialise
+from eqxunet.training import fit, initialise, with_precise_statistics
 
 
 def main() -> None:
@@ -40,9 +41,9 @@ def main() -> None:
     model_config = eu.ModelConfig(encoder=options.encoder, size=options.size)
     model, state = eqx.filter_jit(eu.build)(model_config, key=jax.random.key(config.seed))
     fixed, train_state = initialise(model, state, config, total_steps=steps * options.epochs)
-    few = statistics_batches(train, config.batch_size, seed=config.seed)
-    whole = train.images[: steps * config.batch_size].reshape(steps, *few.shape[1:])
-    kinds = {"as left": None, f"of {few.shape[0] * few.shape[1]} images": few, "of all": whole}
+    images = train.images[: steps * config.batch_size]
+    images = images.reshape(steps, config.batch_size, *images.shape[1:])
+    kinds = ("as left", "as train does", "of all")
     print(f"{len(train)} training, {len(val)} validation, {len(test)} test images; ", end="")
     print(f"{steps} steps an epoch")
     print("epoch  train IoU  " + "".join(f"{kind:>14}" for kind in kinds))
@@ -57,17 +58,11 @@ def main() -> None:
         jax.block_until_ready(trained)
         stepping.append(time.perf_counter() - started)
         model = fixed.model(trained)
-        states = []
-        for images in kinds.values():
-            began = time.perf_counter()
-            states.append(
-                trained.state
-                if images is None
-                else eu.precise_statistics(model, trained.state, images)
-            )
-            if images is few:
-                jax.block_until_ready(states[-1])
-                taking.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        few = jax.block_until_ready(with_precise_statistics(fixed, trained, train).state)
+        taking.append(time.perf_counter() - began)
+        whole = eu.precise_statistics(model, trained.state, map(to_float, images))
+        states = (trained.state, few, whole)
         model = eqx.nn.inference_mode(model)
         scores = [[_iou(model, s, split) for s in states] for split in (val, test)]
         print(

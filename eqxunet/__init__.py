@@ -27,6 +27,7 @@ CHECKED = (
     "evaluation",
     "inference",
     "runs",
+    "scores",
     "report",
 )
 

@@ -19,16 +19,12 @@ from filelock import FileLock, Timeout
 
 from . import __version__
 from .checkpoint import restore
-from .config import DATASETS, ModelConfig, Split, TrainConfig
-from .data.cache import is_of
-from .data.folder import open_folder
+from .config import ModelConfig, TrainConfig
 from .errors import BusyError, InputError, IntegrityError
 from .models import AbstractUNet, build
 from .models.leaves import named_leaves, replace_leaves, replace_state, select
 
 RUNS = Path("runs")
-SCORES = ("metrics.json", "per_image.csv", "examples.png")
-"""Files of an evaluation."""
 _LOCK = ".lock"
 _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 
@@ -201,57 +197,6 @@ def clear(directory: Path) -> None:
             shutil.rmtree(directory / name)
     for name in ("metrics.jsonl", "curves.png", "predictions.png", "config.json"):
         (directory / name).unlink(missing_ok=True)
-
-
-def scores_directory(
-    run: Run, *, data: str, split: Split, threshold: float, limit: int | None
-) -> Path:
-    """Where the scores of a run under these conditions go, so that others' stay.
-
-    `eval/SPLIT` in the run's directory holds those on the run's own data at a threshold of 0.5.
-    """
-    parts: list[str] = [split]
-    if data != run.config.data:
-        parts.append(f"of-{Path(data).name}")
-    if limit != run.config.limit:
-        parts.append(f"first-{limit}")
-    if threshold != 0.5:
-        parts.append(f"threshold-{threshold:g}")
-    return run.directory / "eval" / "-".join(parts)
-
-
-def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
-    """Raises InputError where a directory holds other scores, or something else."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder with --out")
-    written = [name for name in SCORES if (out / name).exists()]
-    try:
-        before = json.loads((out / SCORES[0]).read_text()) if written else conditions
-        changed = [f"{k} {before[k]}" for k, v in conditions.items() if before.get(k, v) != v]
-    except (OSError, ValueError, AttributeError):
-        changed = written
-    if changed:
-        raise InputError(
-            f"{out}: holds other scores ({', '.join(changed)}); name another folder with --out, "
-            "or add --overwrite"
-        )
-
-
-def check_same_images(run: Run, config: RunConfig) -> str | None:
-    """Returns a warning where a folder's images are no longer those that a run was trained on.
-
-    Splits without lists depend on all names: an image that was trained on may be in another now.
-    """
-    if config.data != run.config.data or config.data in DATASETS or not run.config.identity:
-        return None
-    for split in ("train", "val"):
-        source = open_folder(Path(config.data), split, limit=run.config.limit)
-        if not is_of(run.config.identity[split]["crc32"], source.names):
-            return (
-                f"{config.data}: images came or went since {run.directory.name} was trained, so "
-                "some that it was trained on may be among these"
-            )
-    return None
 
 
 @contextmanager

@@ -16,9 +16,10 @@ import pytest
 from pictures import encoded, labels, write_plain
 from PIL import Image
 
-from eqxunet import load_run, precise_statistics, predict
+from eqxunet import build, load_run, precise_statistics, predict
 from eqxunet.data import load_split
-from eqxunet.data.batches import statistics_batches
+from eqxunet.data.augment import to_float
+from eqxunet.evaluation import forward
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [
@@ -107,13 +108,15 @@ def test_a_run_knows_where_and_which_its_data_are(trained):
 
 
 def test_a_run_holds_statistics_of_its_weights(trained):
+    """Statistics over all images; those of the run are over some, those of training far off."""
     loaded = load_run(trained / "runs" / "a")
     split = load_split("synthetic", "train", size=32, limit=24)
-    images = statistics_batches(split, 8, seed=0)
-    model = eqx.nn.inference_mode(loaded.model, False)
-    want = precise_statistics(model, loaded.state, images)
-    for got, anew in zip(*map(jax.tree.leaves, (loaded.state, want)), strict=True):
-        np.testing.assert_allclose(got, anew, atol=1e-5 * np.abs(anew).max())
+    images = to_float(split.images).reshape(3, 8, 32, 32, 3)
+    whole = precise_statistics(eqx.nn.inference_mode(loaded.model, False), loaded.state, images)
+    _, start = build(loaded.config.model, key=jax.random.key(0))
+    logits = [forward(loaded.model, s, images[0]) for s in (loaded.state, whole, start)]
+    error = [np.abs(other - logits[1]).mean() for other in (logits[0], logits[2])]
+    assert error[0] < 0.3 * error[1]
 
 
 def test_scores_under_other_conditions_go_elsewhere(trained):

@@ -14,9 +14,10 @@ ORDER = [
     {"data", "weights", "kernels"},
     {"models"},
     {"losses", "metrics"},
-    {"optimizer", "checkpoint"},
-    {"statistics", "training", "evaluation"},
+    {"optimizer", "statistics", "checkpoint"},
+    {"training", "evaluation"},
     {"inference", "runs", "report"},
+    {"scores"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -10,13 +10,13 @@ import parity
 import pytest
 
 from eqxunet import ModelConfig, TrainConfig, build, precise_statistics
-from eqxunet.data.augment import to_float
-from eqxunet.data.batches import statistics_batches
+from eqxunet.data.augment import augment, to_float
+from eqxunet.data.batches import batches
 from eqxunet.data.cache import Arrays
 from eqxunet.evaluation import evaluate
 from eqxunet.models import batched
 from eqxunet.models.layers import BatchNorm
-from eqxunet.training import fit, initialise
+from eqxunet.training import fit, initialise, with_precise_statistics
 
 SMALL = ModelConfig(channels=(4, 6, 8))
 
@@ -34,14 +34,14 @@ def is_norm(node):
 def noise(n, b, size=16):
     rng = np.random.default_rng(0)
     shades = rng.integers(20, 235, (n, b, 1, 1, 3))
-    return (shades + rng.integers(-20, 20, (n, b, size, size, 3))).astype(np.uint8)
+    return to_float((shades + rng.integers(-20, 20, (n, b, size, size, 3))).astype(np.uint8))
 
 
 def test_the_first_layers_statistics_are_those_of_all_its_pixels():
     model, state = build(SMALL, key=jax.random.key(0))
     images = noise(3, 4)
     first = running(model, precise_statistics(model, state, images))[0]
-    x = jax.vmap(model.down[0].block.conv1)(to_float(images.reshape(-1, 16, 16, 3)))
+    x = jax.vmap(model.down[0].block.conv1)(images.reshape(-1, 16, 16, 3))
     parity.assert_close(first["mean"], np.mean(x, (0, 1, 2)), 1e-5)
     parity.assert_close(first["var"], np.var(x, (0, 1, 2)), 1e-5)
 
@@ -50,15 +50,15 @@ def test_over_one_batch_inference_is_what_training_computes():
     model, state = build(SMALL, key=jax.random.key(0))
     images = noise(1, 4)
     state = precise_statistics(model, state, images)
-    want, _ = batched(model)(to_float(images[0]), state)
-    got, _ = batched(eqx.nn.inference_mode(model))(to_float(images[0]), state)
+    want, _ = batched(model)(images[0], state)
+    got, _ = batched(eqx.nn.inference_mode(model))(images[0], state)
     parity.assert_close(got, want, 1e-5)
 
 
 def test_earlier_statistics_have_no_part_and_are_not_used_up():
     model, state = build(SMALL, key=jax.random.key(0))
     images = noise(2, 4)
-    _, other = batched(model)(to_float(noise(1, 4)[0]), jax.tree.map(jnp.copy, state))
+    _, other = batched(model)(noise(1, 4)[0], jax.tree.map(jnp.copy, state))
     results = [running(model, precise_statistics(model, s, images)) for s in (state, other)]
     assert eqx.tree_equal(*results)
     running(model, state)  # raises where the state was used up
@@ -100,27 +100,55 @@ def discs(count, size=32):
     return Arrays(images, np.where(disc, 1, 2).astype(np.uint8), tuple(map(str, range(count))))
 
 
+def started(split, **changes):
+    config = TrainConfig(batch_size=8, lr=3e-3, augment=False)
+    config = dataclasses.replace(config, **changes)
+    model, state = build(ModelConfig(channels=(8, 16, 32), size=32), key=jax.random.key(0))
+    return initialise(model, state, config, total_steps=48)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_training_takes_them_over_the_batches_to_come_as_it_will_see_them(augmented):
+    split = discs(128)
+    fixed, train_state = started(split, augment=augmented)
+    train_state = dataclasses.replace(train_state, step=jnp.asarray(5, jnp.int32))
+    got = with_precise_statistics(fixed, train_state, split)
+    images = []
+    stream = batches(split, 8, seed=0, start=5)
+    for step in (5, 6):  # an eighth of 16 steps
+        batch = next(stream)
+        if augmented:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), step)
+            keys = jax.random.split(key, 8)
+            changed = jax.vmap(lambda image, trimap, key: augment(image, trimap, key=key))
+            images.append(changed(batch.images, batch.trimaps, keys)[0])
+        else:
+            images.append(to_float(batch.images))
+    model = fixed.model(train_state)
+    want = precise_statistics(model, train_state.state, images)
+    for a, b in zip(*(jax.tree.leaves(running(model, s)) for s in (got.state, want)), strict=True):
+        parity.assert_close(a, b, 1e-5)
+
+
 @pytest.mark.parametrize(
-    ("count", "batch_size", "parts", "shape"),
-    [
-        (112, 16, 1, (1, 16)),
-        (112, 8, 1, (2, 8)),
-        (270, 8, 1, (4, 8)),
-        (1000, 4, 1, (31, 4)),
-        (3000, 4, 1, (64, 4)),
-        (600, 512, 1, (1, 512)),
-        (12, 8, 1, (1, 8)),
-        (112, 16, 4, (4, 4)),
-    ],
-)
-def test_statistics_take_an_eighth_of_the_steps_within_bounds(count, batch_size, parts, shape):
-    arrays = discs(count, size=8)
-    found = statistics_batches(arrays, batch_size, seed=3, parts=parts)
-    assert found.shape == (*shape, 8, 8, 3)
-    flat = found.reshape(-1, 8 * 8 * 3)
-    assert len(np.unique(flat[:, :24], axis=0)) == len(flat), "an image twice"
-    again = statistics_batches(arrays, batch_size, seed=3, parts=parts)
-    np.testing.assert_array_equal(found, again)
+    ("count", "batch_size", "accumulate", "batches_taken"),
+    [(112, 16, 1, 1), (112, 8, 1, 2), (270, 8, 1, 4), (12, 8, 1, 1), (3000, 4, 1, 64),
+     (112, 16, 4, 4)],
+)  # fmt: skip
+def test_they_take_an_eighth_of_the_steps_within_bounds(
+    monkeypatch, count, batch_size, accumulate, batches_taken
+):
+    sizes = []
+
+    def taken(model, state, images):
+        sizes.extend(len(part) for part in images)
+        return state
+
+    monkeypatch.setattr("eqxunet.training.precise_statistics", taken)
+    split = discs(count, size=8)
+    fixed, train_state = started(split, batch_size=batch_size, accumulate=accumulate)
+    with_precise_statistics(fixed, train_state, split)
+    assert sizes == [batch_size // accumulate] * batches_taken
 
 
 @pytest.mark.slow
@@ -129,25 +157,23 @@ def test_a_short_run_scores_what_its_weights_can():
 
     At every epoch after the second the score is near that with statistics over all images.
     """
-    config = TrainConfig(batch_size=8, lr=3e-3, augment=False)
     train, val = discs(64), discs(90)
     val = dataclasses.replace(
         val, images=val.images[64:], trimaps=val.trimaps[64:], names=val.names[64:]
     )
-    model, state = build(ModelConfig(channels=(8, 16, 32), size=32), key=jax.random.key(0))
-    fixed, train_state = initialise(model, state, config, total_steps=48)
-    few = statistics_batches(train, 8, seed=0)
-    everything = train.images.reshape(8, 8, 32, 32, 3)
+    fixed, train_state = started(train)
+    everything = to_float(train.images.reshape(8, 8, 32, 32, 3))
     scores = []
     for trained, _ in fit(fixed, train_state, train, total_steps=48):
         if trained.step % 8 == 0:
             model = fixed.model(trained)
-            states = [precise_statistics(model, trained.state, x) for x in (few, everything)]
+            few = with_precise_statistics(fixed, trained, train).state
+            whole = precise_statistics(model, trained.state, everything)
             inference = eqx.nn.inference_mode(model)
             scores.append(
                 [
                     evaluate(inference, s, val).counts["foreground"].iou.mean()
-                    for s in (trained.state, *states)
+                    for s in (trained.state, few, whole)
                 ]
             )
     left_by_training, precise, whole = np.transpose(scores)

@@ -40,7 +40,8 @@ def evaluate(
     """Scores a run's best checkpoint: IoU and Dice, per image and pooled, by border policy."""
     with stage("loading JAX and the run"):
         from .. import evaluation
-        from ..runs import check_same_images, check_scores, load_run, scores_directory
+        from ..runs import load_run
+        from ..scores import check_same_images, check_scores, scores_directory
 
         loaded = load_run(run)
     warn_of_damage(loaded.damaged)

@@ -1,6 +1,5 @@
 """The training loop on the terminal: steps, validation, checkpoints, records, pictures."""
 
-import dataclasses
 import signal
 import time
 from collections.abc import Sequence
@@ -15,14 +14,19 @@ from rich.table import Table
 
 from ..checkpoint import BEST, Writer
 from ..data.augment import to_float
-from ..data.batches import statistics_batches
 from ..data.cache import Arrays
 from ..errors import DivergedError
 from ..evaluation import baseline, evaluate, forward
 from ..optimizer import learning_rate
 from ..runs import append_metrics, load_run
-from ..statistics import precise_statistics
-from ..training import Fixed, StepMetrics, TrainState, fit, to_arrays
+from ..training import (
+    Fixed,
+    StepMetrics,
+    TrainState,
+    fit,
+    to_arrays,
+    with_precise_statistics,
+)
 from .console import console, errors, shown, steps_bar, warn
 from .signals import stop_signals
 
@@ -49,9 +53,6 @@ def train_loop(
     config = fixed.config
     schedule = learning_rate(config, total_steps)
     step, started, text = int(train_state.step), time.perf_counter(), ""
-    batches = statistics_batches(
-        train_split, config.batch_size, seed=config.seed, parts=config.accumulate
-    )
     with stop_signals(_acknowledge) as received, steps_bar(total_steps, step) as bar:
         window: list[StepMetrics] = []
         steps = fit(fixed, train_state, train_split, total_steps=total_steps)
@@ -74,8 +75,7 @@ def train_loop(
                     record["images_per_second"] = images / (time.perf_counter() - started)
                 record["lr"] = float(np.asarray(schedule(step - 1)))
                 bar(step, "validating")
-                state = precise_statistics(fixed.model(train_state), train_state.state, batches)
-                validated = dataclasses.replace(train_state, state=state)
+                validated = with_precise_statistics(fixed, train_state, train_split)
                 record |= _validate(fixed, validated, val_split)
                 records.append(record)
                 best = _best(records)

@@ -52,26 +52,6 @@ def batches(arrays: Arrays, batch_size: int, *, seed: int, start: int = 0) -> It
     return map(batch, itertools.count(start))
 
 
-def statistics_batches(
-    arrays: Arrays, batch_size: int, *, seed: int, parts: int = 1
-) -> UInt8[np.ndarray, "n b h w 3"]:
-    """Training images to take BatchNorm's statistics over: the same ones at every call.
-
-    They are an eighth of an epoch's steps, so that a forward pass over them costs a twentieth of
-    the epoch or so, but 16 images at least where there are as many, and 256 at most.
-
-    Arguments:
-
-    - `parts`: of each batch, each of which BatchNorm sees alone.
-    """
-    steps = steps_per_epoch(arrays, batch_size)
-    least, most = -(-16 // batch_size), max(1, 256 // batch_size)
-    steps = min(max(steps // 8, least), steps, most)
-    index = _order(len(arrays), seed, 0)[: steps * batch_size]
-    images = arrays.images[index]
-    return images.reshape(steps * parts, batch_size // parts, *images.shape[1:])
-
-
 def padded_batches(arrays: Arrays, batch_size: int) -> Iterator[tuple[Batch, int]]:
     """Yields all examples in order, with how many of each batch are real.
 
