@@ -138,7 +138,7 @@ def _restore(directory: Path, which: Literal["latest", "best"]) -> Restored | No
         found: list[Any] = sorted(checkpointer.checkpoints, key=lambda c: c.step, reverse=True)
         if which == "best":
             scored = [checkpoint for checkpoint in found if checkpoint.metrics]
-            found = sorted(scored, key=lambda c: c.metrics[BEST], reverse=True)
+            found = sorted(scored, key=lambda c: (-c.metrics[BEST], c.step))
         damaged = []
         for checkpoint in found:
             try:

@@ -111,6 +111,11 @@ def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
     config = RunConfig.read(directory)
     restored = restore(directory / "checkpoints", "best")
     if restored is None:
+        if restore(directory / "checkpoints") is None:
+            raise InputError(
+                f"{directory}: nothing was saved yet; wait for its first epoch to end, or train "
+                "anew with the options in its config.json and --overwrite"
+            )
         raise InputError(
             f"{directory}: no validated checkpoint yet; go on with `train --resume --run "
             f"{directory}` until an epoch ends"

@@ -8,11 +8,9 @@ from typing import Any
 from .config import DATASETS, Split
 from .data.cache import is_of
 from .data.folder import open_folder
+from .data.source import listed
 from .errors import InputError
 from .runs import Run, RunConfig
-
-SCORES = ("metrics.json", "per_image.csv", "examples.png")
-"""Files of an evaluation."""
 
 
 def scores_directory(
@@ -36,15 +34,15 @@ def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
     """Raises InputError where a directory holds other scores, or something else."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder with --out")
-    written = [name for name in SCORES if (out / name).exists()]
+    written = sorted(path.name for path in out.iterdir()) if out.exists() else []
     try:
-        before = json.loads((out / SCORES[0]).read_text()) if written else conditions
+        before = json.loads((out / "metrics.json").read_text()) if written else conditions
         changed = [f"{k} {before[k]}" for k, v in conditions.items() if before.get(k, v) != v]
     except (OSError, ValueError, AttributeError):
         changed = written
     if changed:
         raise InputError(
-            f"{out}: holds other scores ({', '.join(changed)}); name another folder with --out, "
+            f"{out}: holds something else ({listed(changed)}); name another folder with --out, "
             "or add --overwrite"
         )
 

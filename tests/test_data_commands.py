@@ -43,7 +43,7 @@ def test_check_warns_of_what_may_not_be_meant(tmp_path):
     (root / "images" / "p3.png").unlink()
     result = run("check", root)
     assert result.exit_code == 0, result.stderr
-    assert "all count as foreground: 0, 1, 2" in result.stderr
+    assert "all count as foreground: 1, 2" in result.stderr
     assert "1 masks have no image and are left out: p3" in result.stderr
 
 

@@ -99,6 +99,7 @@ def test_what_is_left_out_or_used_twice_is_noted(tmp_path):
             "1 masks have no image and are left out: c",
             "1 images belong to several splits, so scores flatter: b",
             "1 images are in no list and are left out: unlisted",
+            "no image belongs to the test split; `eval --split val` scores the validation images",
         ]
 
 
@@ -204,6 +205,11 @@ def absent_in_a_list(root: Path) -> str:
     return "lists name images that are not there: ghost, spirit"
 
 
+def extensions_in_a_list(root: Path) -> str:
+    in_train(root, "a.png", "b.png")
+    return "not there: a.png, b.png; write names without their extension"
+
+
 def twice_in_a_list(root: Path) -> str:
     in_train(root, "a", "b", "a")
     return "train.txt: names that stand in it more than once: a"
@@ -253,6 +259,7 @@ def linked_folder(root: Path) -> str:
         no_images,
         no_mask_folder,
         absent_in_a_list,
+        extensions_in_a_list,
         twice_in_a_list,
         list_in_another_encoding,
         link_out,

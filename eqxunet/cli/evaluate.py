@@ -10,13 +10,13 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..config import Split
+from ..config import DATASETS, Split
 from .console import absolute, console, load, progress_bar, shown, stage, warn, warn_of_damage
 
 if TYPE_CHECKING:
     from ..data.cache import Arrays
     from ..evaluation import Scores
-    from ..runs import Run
+    from ..runs import Run, RunConfig
 
 _PICTURED = 8
 
@@ -63,9 +63,12 @@ def evaluate(
         check_scores(out, conditions | elsewhere)
     if warning := check_same_images(loaded, config):
         warn([warning])
-    if split == "all" and config.data == loaded.config.data:
+    if config.data == loaded.config.data and split in ("train", "all"):
         warn(["the run was trained on some of these images, so their scores flatter"])
+    elif config.data != loaded.config.data and config.data not in DATASETS and split != "all":
+        warn([f"the {split} split of {config.data} alone; --split all scores all its images"])
     arrays = load(config, split)
+    warn(arrays.notes)
     with progress_bar(f"scoring {split} images") as progress:
         scores = evaluation.evaluate(
             loaded.model,
@@ -75,6 +78,23 @@ def evaluate(
             border=config.train.border,
             progress=progress,
         )
+    with stage("intervals and pictures"):
+        metrics = _write(loaded, config, arrays, scores, conditions, out)
+    _print(metrics)
+    written = f"written: metrics.json, per_image.csv and examples.png in {shown(out)}"
+    console.print(written, markup=False, soft_wrap=True)
+
+
+def _write(
+    loaded: "Run",
+    config: "RunConfig",
+    arrays: "Arrays",
+    scores: "Scores",
+    conditions: dict[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    from .. import evaluation
+
     metrics = {
         "run": str(loaded.directory),
         "step": loaded.step,
@@ -92,9 +112,7 @@ def evaluate(
         writer.writeheader()
         writer.writerows(rows)
     _draw(loaded, arrays, scores, out / "examples.png")
-    _print(metrics)
-    written = f"written: metrics.json, per_image.csv and examples.png in {shown(out)}"
-    console.print(written, markup=False, soft_wrap=True)
+    return metrics
 
 
 def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
@@ -122,14 +140,17 @@ def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
 
 def _print(metrics: dict[str, Any]) -> None:
     console.print(
-        f"{metrics['encoder']} on {metrics['count']} {metrics['split']} images of "
-        f"{metrics['data']}, {metrics['size']} x {metrics['size']}, "
+        f"{shown(Path(metrics['run']))}: {metrics['encoder']} on {metrics['count']} "
+        f"{metrics['split']} images of {metrics['data']}, {metrics['size']} x {metrics['size']}, "
         f"threshold {metrics['threshold']}, step {metrics['step']}",
         markup=False,
         soft_wrap=True,
     )
     table = Table("border as", "IoU \\[95%]", "Dice \\[95%]", "pooled", "trivial", box=box.SIMPLE)
-    for border, scores in metrics["by_border"].items():
+    by_border = metrics["by_border"]
+    if all(scores == by_border["ignore"] for scores in by_border.values()):
+        by_border = {metrics["border"]: by_border["ignore"]}  # there are no borders
+    for border, scores in by_border.items():
         cells = [_interval(scores[name]) for name in ("iou", "dice")]
         cells += [f"{scores[name]['iou']:.3f}" for name in ("pooled", "baseline")]
         style = "bold" if border == metrics["border"] else None

@@ -1,5 +1,6 @@
 """The training loop on the terminal: steps, validation, checkpoints, records, pictures."""
 
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from ..training import (
     to_arrays,
     with_precise_statistics,
 )
-from .console import console, errors, shown, steps_bar, warn
+from .console import console, errors, program, shown, steps_bar, warn
 from .signals import stop_signals
 
 _PICTURED = 8
@@ -92,7 +93,11 @@ def train_loop(
                 break
         checkpoints.wait()
     if received:
-        errors.print(f"stopped by {received[0].name} after step {step}; --resume goes on")
+        errors.print(
+            f"stopped by {received[0].name} after step {step}; "
+            f"{program()} train --resume --run {shlex.quote(shown(directory))} goes on",
+            markup=False,
+        )
         raise typer.Exit(128 + received[0])
     if records:
         _draw(directory, records, val_split)
@@ -142,7 +147,7 @@ def _validate(fixed: Fixed, train_state: TrainState, split: Arrays) -> dict[str,
 
 
 def _best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return max(records, key=lambda record: (record[BEST], record["step"]))
+    return max(records, key=lambda record: record[BEST])
 
 
 def _draw(directory: Path, records: Sequence[dict[str, Any]], split: Arrays) -> None:
@@ -163,8 +168,8 @@ def _line(record: dict[str, Any], *, is_best: bool) -> str:
     speed = record.get("images_per_second")
     return (
         f"epoch {record['epoch']:>3}  step {record['step']:>5}  "
-        f"loss {_number(record['train/loss'])}  val loss {_number(record['val/loss'])}  "
-        f"IoU {record['val/iou']:.4f}  Dice {record['val/dice']:.4f}"
+        f"loss {_number(record['train/loss'])}  val {_number(record['val/loss'])}  "
+        f"IoU {record['val/iou']:.4f}"
         + (f"  {speed:.1f} images/s" if speed else "")
         + ("  [green]best[/]" if is_best else "")
     )

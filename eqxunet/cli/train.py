@@ -115,6 +115,8 @@ def train(
         limit=limit,
         weights=None if encoder == "scratch" else {"source": weights},
     )
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run, --overwrite deletes it; choose one of them")
     if resume:
         directory = run or RUNS / "latest"
         config = _as_before(context, config, RunConfig.read(directory))
@@ -165,14 +167,16 @@ def _train(config: "RunConfig", directory: Path, resume: bool) -> None:
     console.print(
         f"{config.model.encoder} U-Net, {trained:,} trained parameters, on {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}; {len(train_split)} training and {len(val_split)} "
-        f"validation images at {config.model.size} x {config.model.size} pixels",
-        soft_wrap=True,
+        f"validation images at {config.model.size} x {config.model.size} pixels"
     )
     records = []
     if resume:
         restored = restore(directory / "checkpoints")
         if restored is None:
-            raise InputError(f"{directory}: no checkpoint to resume from; use --overwrite")
+            raise InputError(
+                f"{directory}: nothing was saved yet to resume from; train anew with the options "
+                "in its config.json and --overwrite instead of --resume"
+            )
         warn_of_damage(restored.damaged)
         fixed, train_state = from_arrays(fixed, train_state, restored.arrays)
         records = keep_metrics_until(directory, restored.step)
@@ -290,7 +294,7 @@ def _with_identity(
     if changed:
         raise InputError(
             f"{config.data}: is not what {shown(directory)} was trained on, to the pixel: "
-            f"{', '.join(changed)}; restore the data and the version of Pillow in its "
-            "config.json, or start another run"
+            f"{', '.join(changed)}; restore the images (and where their number is the same, the "
+            "version of Pillow in its config.json), or start another run"
         )
     return dataclasses.replace(config, identity=now)

@@ -92,9 +92,11 @@ def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSo
     splits["all"] = sorted({name for names in splits.values() for name in names} or images)
     wanted = set(splits["all"])
     if absent := sorted(wanted - images.keys()):
+        way_out = "add the images, or take the names off the lists"
+        if any(Path(name).stem in images for name in absent):
+            way_out = "write names without their extension"
         raise InputError(
-            f"{root}: its lists name images that are not there: {listed(absent)}; "
-            "add the images, or take the names off the lists"
+            f"{root}: its lists name images that are not there: {listed(absent)}; {way_out}"
         )
     if absent := sorted(wanted - masks.keys()):
         raise InputError(f"{mask_folder}: no mask for {listed(absent)}; add them as NAME.png")
@@ -128,6 +130,11 @@ def _notes(
     if unlisted := sorted((images & masks) - set(splits["all"])):
         notes.append(
             f"{root}: {len(unlisted)} images are in no list and are left out: {listed(unlisted)}"
+        )
+    if splits["train"] and not splits["test"]:
+        notes.append(
+            f"{root}: no image belongs to the test split; `eval --split val` scores the validation "
+            "images"
         )
     return tuple(notes)
 

@@ -1,7 +1,7 @@
 """What the masks of a split hold, and whether that can be meant."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ MAX_VALUES = 257
 """Distinct values of a mask that are told; one with more holds no labels."""
 MOSTLY = 0.9
 """Share of foreground above which masks are suspected of being the wrong way round."""
+_MOST_CLASSES = 100
 _MEANINGS = {
     "trimap": "1 is pet, 2 is background, 3 is border",
     "binary": "0 (black, transparent) is background, anything else foreground",
@@ -43,7 +44,7 @@ class MaskSummary:
     - `foreground`: share of pixels, mean over masks.
     - `empty`, `full`: how many masks have no foreground, or no background.
     - `several`: how many masks have more than one value that counts as foreground.
-    - `indexed`: how many of those hold class indices 1, 2, ... and 255 beside them.
+    - `indexed`: how many of those hold class indices and 255 beside them.
     """
 
     labels: Labels
@@ -60,6 +61,9 @@ class MaskSummary:
         """Summarises masks."""
         masks = list(masks)
         kinds = [set(mask.values) - {"0", "transparent"} for mask in masks]
+        # Above them, values between 0 and 255 are an edge's, smooth or compressed.
+        are_indices = set().union(*kinds) <= {*map(str, range(1, _MOST_CLASSES + 1)), "255"}
+        several = [kind for kind in kinds if len(kind) > 1 and labels == "binary"]
         return cls(
             labels,
             len(masks),
@@ -67,8 +71,8 @@ class MaskSummary:
             sum(mask.foreground for mask in masks) / max(len(masks), 1),
             sum(mask.foreground == 0 for mask in masks),
             sum(mask.background == 0 for mask in masks),
-            sum(len(kind) > 1 for kind in kinds) if labels == "binary" else 0,
-            sum(map(_is_indexed, kinds)) if labels == "binary" else 0,
+            len(several),
+            sum("255" in kind for kind in several) if are_indices else 0,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -86,7 +90,7 @@ class MaskSummary:
         Raises: `InputError` of what cannot be meant, with the way out.
         """
         masks = f"the {self.count} {split} masks" if split != "all" else f"the {self.count} masks"
-        values = listed(list(self.values))
+        values = listed(_in_order(self.values))
         if self.indexed:
             raise InputError(
                 f"{self.indexed} of {masks} hold 255 beside class indices ({values}): 255 often "
@@ -95,7 +99,7 @@ class MaskSummary:
             )
         if 0 < self.count == self.full and (split == "train" or self.several):
             raise InputError(
-                f"{masks} have no background: their values are {values}, and "
+                f"{masks} have no background (values: {values}), where "
                 f"{_MEANINGS[self.labels]}; save them with background "
                 f"{2 if self.labels == 'trimap' else 0}"
                 + (
@@ -106,7 +110,7 @@ class MaskSummary:
             )
         if 0 < self.count == self.empty and split == "train":
             raise InputError(
-                f"{masks} are all empty: their values are {values}, and "
+                f"{masks} are all empty (values: {values}), where "
                 f"{_MEANINGS[self.labels]}; there is nothing to learn from them"
             )
         warnings = []
@@ -121,7 +125,7 @@ class MaskSummary:
         if self.several:
             warnings.append(
                 f"{self.several} of {masks} hold several values beside 0, which all count as "
-                f"foreground: {values}"
+                f"foreground: {listed(_in_order(self.values.keys() - {'0', 'transparent'}))}"
             )
         if self.foreground > MOSTLY and self.full < self.count:
             warnings.append(
@@ -131,12 +135,6 @@ class MaskSummary:
         return warnings
 
 
-def _is_indexed(kinds: set[str]) -> bool:
-    """Whether values are 255 and class indices without a gap, as where pixels are unlabelled."""
-    indices = kinds - {"255"}
-    return "255" in kinds and bool(indices) and indices == set(_first(len(indices)))
-
-
-def _first(count: int) -> Sequence[str]:
-    # With 254 of them it is a smooth edge from 0 to 255, not a list of classes.
-    return [str(i) for i in range(1, count + 1)] if count < 128 else []
+def _in_order(values: Iterable[str]) -> list[str]:
+    """Numbers by their size, then colours."""
+    return sorted(values, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
