@@ -135,7 +135,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts():
     for i in range(0, 6, 2):
         images, mask, counted = (x[i : i + 2] for x in batch)
         (one, (want_state, _)), grad = eqx.filter_value_and_grad(batch_loss, has_aux=True)(
-            train_state.trainable, want_state, images, mask, counted
+            fixed.model(train_state), want_state, images, mask, counted
         )
         gradients.append(grad)
         losses.append(one)
