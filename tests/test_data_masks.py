@@ -1,5 +1,6 @@
 """Masks are never silently something else."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_a_summary_counts():
     assert summary == MaskSummary(
         "binary", 4, {"0": 3, "255": 2, "1": 1, "7": 1, "transparent": 1}, 0.4375, 1, 1, 1, 1
     )
-    assert MaskSummary(**summary.as_json()) == summary
+    assert MaskSummary(**dataclasses.asdict(summary)) == summary
     assert summary.describe()[0] == (
         "values in masks: 0 (in 3), 255 (in 2), 1 (in 1), 7 (in 1), transparent (in 1)"
     )

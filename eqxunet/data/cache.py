@@ -199,7 +199,7 @@ def _write(source: Source, size: int, folder: Path, progress: Progress | None) -
     index = {
         "names": names,
         "crc32": [*sums, _crc32_of(names)],
-        "masks": MaskSummary.of(masks, labels).as_json(),
+        "masks": dataclasses.asdict(MaskSummary.of(masks, labels)),
     }
     (folder / "index.json").write_text(json.dumps(index))
 

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from ..config import Split
 from ..errors import InputError
@@ -74,10 +74,6 @@ class MaskSummary:
             len(several),
             sum("255" in kind for kind in several) if are_indices else 0,
         )
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, of which `MaskSummary(**values)` makes the same summary."""
-        return asdict(self)
 
     def describe(self) -> list[str]:
         """Says, in lines, which values were found and what is made of them."""
