@@ -3,7 +3,7 @@
     python -m benchmarks.statistics --size 64 --limit 112 --batch-size 8
 
 Validation IoU of the same weights under three kinds of running statistics: as training leaves
-them, taken anew over a few augmented images as `train` does, and over all images as they are.
+them, taken anew over a few images as `train` does, and over all images as they are.
 """
 
 import argparse

@@ -210,7 +210,13 @@ def _prepare(
     )
 
 
-_prepared = eqx.filter_jit(_prepare)
+@eqx.filter_jit
+def _half_augmented(
+    batch: Batch, config: TrainConfig, step: Int[Array, ""]
+) -> Float[Array, "b h w 3"]:
+    images, _ = _prepare(batch, config, step)
+    is_plain = jnp.arange(images.shape[0]) % 2 == 0
+    return jnp.where(is_plain[:, None, None, None], to_float(batch.images), images)
 
 
 def fit(
@@ -241,9 +247,9 @@ def fit(
 def with_precise_statistics(fixed: Fixed, train_state: TrainState, arrays: Arrays) -> TrainState:
     """Returns the state with BatchNorm's statistics for its weights, to validate and to save.
 
-    They are taken over the batches of the steps to come, as those steps will see them: an eighth
-    of an epoch, so that the forward pass costs a twentieth of its time or so, but 16 images at
-    least where there are as many, and 256 at most.
+    They are taken over the batches of the steps to come: an eighth of an epoch, so that the forward
+    pass costs a twentieth of its time or so, but 16 images at least where there are as many, and
+    256 at most. Half of the images are as inference sees them, half as the weights saw them.
     """
     config, step = fixed.config, int(train_state.step)
     epoch_steps = steps_per_epoch(arrays, config.batch_size)
@@ -253,7 +259,7 @@ def with_precise_statistics(fixed: Fixed, train_state: TrainState, arrays: Array
     def parts() -> Iterator[Float[Array, "b h w 3"]]:
         stream = batches(arrays, config.batch_size, seed=config.seed, start=step)
         for later in range(step, step + count):
-            images, _ = _prepared(next(stream), config, jnp.asarray(later))
+            images = _half_augmented(next(stream), config, jnp.asarray(later))
             yield from jnp.split(images, config.accumulate)
 
     state = precise_statistics(fixed.model(train_state), train_state.state, parts())
