@@ -37,7 +37,7 @@ def steps(options: Options) -> Callable[[], float]:
 
     import eqxunet as eu
     from eqxunet.data.batches import Batch, batches
-    from eqxunet.data.cache import Arrays
+    from eqxunet.data.cache import Split
     from eqxunet.training import compile_step, initialise
 
     config = eu.ModelConfig(encoder=options.model)
@@ -48,7 +48,7 @@ def steps(options: Options) -> Callable[[], float]:
     shape = (options.images or options.batch, options.size, options.size)
     images = rng.integers(0, 256, (*shape, 3), np.uint8)
     trimaps = rng.integers(1, 4, shape, np.uint8)
-    arrays = Arrays(images, trimaps, tuple(map(str, range(len(images)))))
+    arrays = Split(images, trimaps, tuple(map(str, range(len(images)))))
     batch = Batch(images[: options.batch], trimaps[: options.batch])
     step = compile_step((fixed, batch), train_state)
 

@@ -60,7 +60,7 @@ def torch_loader(options: Options) -> Callable[[], float]:
     one_core()
     torch.set_num_threads(1)
     arrays = options.arrays()
-    split = TensorDataset(torch.tensor(arrays.images), torch.tensor(arrays.trimaps))
+    split = TensorDataset(torch.tensor(arrays.images), torch.tensor(arrays.labels))
     loader = DataLoader(split, options.batch, shuffle=True, drop_last=True)
     return lambda: sum(options.sum(images) for images, _ in loader)
 
@@ -74,7 +74,7 @@ def step(options: Options) -> Callable[[], float]:
     from eqxunet.training import compile_step, initialise
 
     arrays = options.arrays()
-    batch = Batch(arrays.images[: options.batch], arrays.trimaps[: options.batch])
+    batch = Batch(arrays.images[: options.batch], arrays.labels[: options.batch])
     model, state = eqx.filter_jit(eu.build)(eu.ModelConfig(), key=jax.random.key(0))
     fixed, train_state = initialise(model, state, eu.TrainConfig(batch_size=options.batch), 1)
     compiled = compile_step((fixed, batch), train_state)

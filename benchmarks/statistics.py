@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import eqxunet as eu
-from eqxunet.data import Arrays, load_split
+from eqxunet.data import Split, load_split
 from eqxunet.data.augment import to_float
 from eqxunet.data.batches import steps_per_epoch
 from eqxunet.evaluation import evaluate
@@ -77,7 +77,7 @@ def main() -> None:
     print(f"taking statistics anew adds {share:.1%} to an epoch's steps")
 
 
-def _iou(model: AbstractUNet, state: eqx.nn.State, split: Arrays) -> float:
+def _iou(model: AbstractUNet, state: eqx.nn.State, split: Split) -> float:
     return float(np.mean(evaluate(model, state, split).counts["foreground"].iou))
 
 

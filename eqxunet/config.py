@@ -10,7 +10,16 @@ Border = Literal["foreground", "background", "ignore"]
 Encoder = Literal["scratch", "resnet10"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
-Split = Literal["train", "val", "test", "all"]
+SplitName = Literal["train", "val", "test", "all"]
+TaskName = Literal["binary", "semantic"]
+Labels = Literal["trimap", "species", "mask", "classes"]
+"""What the values of a split's labels are.
+
+- `"trimap"`: 1 = pet, 2 = background, 3 = border.
+- `"species"`: 0 = background, 1 = cat, 2 = dog, 3 = border of a cat, 4 = border of a dog.
+- `"mask"`: 0 = background, 1 = foreground.
+- `"classes"`: the index of a class; 255 = not labelled.
+"""
 
 DATASETS = ("oxford_iiit_pet", "synthetic")
 """What `--data` takes beside a folder."""

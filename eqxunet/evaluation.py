@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from .config import Border
 from .data.augment import to_float
-from .data.batches import Arrays, padded_batches
+from .data.batches import Split, padded_batches
 from .data.source import Progress
 from .data.trimap import foreground
 from .losses import segmentation_loss
@@ -42,7 +42,7 @@ class Scores:
 def evaluate(
     model: AbstractUNet,
     state: eqx.nn.State,
-    arrays: Arrays,
+    arrays: Split,
     *,
     batch_size: int = 16,
     threshold: float = 0.5,
@@ -60,7 +60,7 @@ def evaluate(
     done = 0
     for batch, real in padded_batches(arrays, batch_size):
         batch_losses, batch_counts = jax.device_get(
-            _evaluate_batch(model, state, batch.images, batch.trimaps, threshold, border)
+            _evaluate_batch(model, state, batch.images, batch.labels, threshold, border)
         )
         losses.append(batch_losses[:real])
         for policy in BORDERS:

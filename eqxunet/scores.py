@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import DATASETS, Split
+from .config import DATASETS, SplitName
 from .data.cache import is_of
 from .data.folder import open_folder
 from .data.source import listed
@@ -14,7 +14,7 @@ from .runs import Run, RunConfig
 
 
 def scores_directory(
-    run: Run, *, data: str, split: Split, threshold: float, limit: int | None
+    run: Run, *, data: str, split: SplitName, threshold: float, limit: int | None
 ) -> Path:
     """Where the scores of a run under these conditions go, so that others' stay.
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 
 from .config import TrainConfig
 from .data.augment import augment, to_float
-from .data.batches import Arrays, Batch, batches, steps_per_epoch
+from .data.batches import Batch, Split, batches, steps_per_epoch
 from .data.trimap import foreground
 from .errors import IntegrityError
 from .losses import segmentation_loss
@@ -202,11 +202,11 @@ def _prepare(
     batch: Batch, config: TrainConfig, step: Int[Array, ""]
 ) -> tuple[Float[Array, "b h w 3"], UInt8[Array, "b h w"]]:
     if not config.augment:
-        return to_float(batch.images), jnp.asarray(batch.trimaps)
+        return to_float(batch.images), jnp.asarray(batch.labels)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _AUGMENT), step)
     keys = jax.random.split(key, batch.images.shape[0])
     return jax.vmap(lambda image, trimap, key: augment(image, trimap, key=key))(
-        batch.images, batch.trimaps, keys
+        batch.images, batch.labels, keys
     )
 
 
@@ -220,7 +220,7 @@ def _half_augmented(
 
 
 def fit(
-    fixed: Fixed, train_state: TrainState, arrays: Arrays, *, total_steps: int
+    fixed: Fixed, train_state: TrainState, arrays: Split, *, total_steps: int
 ) -> Iterator[tuple[TrainState, StepMetrics]]:
     """Trains from `train_state.step` to `total_steps`, yielding after every step.
 
@@ -244,7 +244,7 @@ def fit(
         yield train_state, metrics
 
 
-def with_precise_statistics(fixed: Fixed, train_state: TrainState, arrays: Arrays) -> TrainState:
+def with_precise_statistics(fixed: Fixed, train_state: TrainState, arrays: Split) -> TrainState:
     """Returns the state with BatchNorm's statistics for its weights, to validate and to save.
 
     They are taken over the batches of the steps to come: an eighth of an epoch, so that the forward

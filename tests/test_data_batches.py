@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from eqxunet.data.batches import batches, padded_batches, steps_per_epoch
-from eqxunet.data.cache import Arrays
+from eqxunet.data.cache import Split
 from eqxunet.errors import InputError
 
 
-def arrays_of(count: int) -> Arrays:
+def arrays_of(count: int) -> Split:
     """Images that hold nothing but their own index, and trimaps its four digits to base 3."""
     index = np.arange(count, dtype=np.uint8)
-    return Arrays(
+    return Split(
         np.broadcast_to(index[:, None, None, None], (count, 2, 2, 3)).copy(),
         (index[:, None, None] // [[27, 9], [3, 1]] % 3 + 1).astype(np.uint8),
         tuple(map(str, index)),
@@ -35,9 +35,9 @@ def test_an_epoch_is_a_permutation_without_its_last_part():
 
 def test_images_and_trimaps_stay_together():
     for batch in itertools.islice(batches(arrays_of(9), 4, seed=1), 5):
-        assert batch.images.dtype == batch.trimaps.dtype == np.uint8
+        assert batch.images.dtype == batch.labels.dtype == np.uint8
         assert batch.images.shape == (4, 2, 2, 3)
-        index = np.sum((batch.trimaps - 1.0) * [[27, 9], [3, 1]], axis=(1, 2))
+        index = np.sum((batch.labels - 1.0) * [[27, 9], [3, 1]], axis=(1, 2))
         np.testing.assert_array_equal(batch.images[:, 0, 0, 0], index)
 
 

@@ -49,13 +49,13 @@ def only_cache(cache_dir: Path) -> Path:
 def test_a_split_is_decoded_and_resized(folder, tmp_path):
     arrays = load_split(str(folder), "train", size=8, cache_dir=tmp_path / "cache")
     assert arrays.names == tuple(STEMS) and len(arrays) == 4
-    assert arrays.images.shape == (4, 8, 8, 3) and arrays.trimaps.shape == (4, 8, 8)
+    assert arrays.images.shape == (4, 8, 8, 3) and arrays.labels.shape == (4, 8, 8)
     assert not arrays.images.flags.writeable
     mask = np.where(labels(12, 16) == 2, 2, 1).astype(np.uint8)
     for i in range(4):
         image, trimap = decoding.resize_pair(noise(12, 16, i), mask, 8)
         np.testing.assert_array_equal(arrays.images[i], image)
-        np.testing.assert_array_equal(arrays.trimaps[i], trimap)
+        np.testing.assert_array_equal(arrays.labels[i], trimap)
 
 
 def test_the_second_load_decodes_nothing(tmp_path):
@@ -117,8 +117,8 @@ def flipped(folder: Path) -> None:
 
 
 def shortened(folder: Path) -> None:
-    content = (folder / "trimaps.npy").read_bytes()
-    (folder / "trimaps.npy").write_bytes(content[:-1])
+    content = (folder / "labels.npy").read_bytes()
+    (folder / "labels.npy").write_bytes(content[:-1])
 
 
 def emptied(folder: Path) -> None:
@@ -242,5 +242,5 @@ def test_the_real_images(tmp_path):
     arrays = load_split(str(PETS), "val", size=64, cache_dir=tmp_path)
     assert len(arrays) == 30
     # DATA: pet 0.28, background 0.59, border 0.13 of all pixels.
-    shares = [(arrays.trimaps == label).mean() for label in (1, 2, 3)]
+    shares = [(arrays.labels == label).mean() for label in (1, 2, 3)]
     np.testing.assert_allclose(shares, [0.28, 0.59, 0.13], atol=0.08)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pictures import encoded, write_oxford, write_plain
 
-from eqxunet.data.cache import Arrays, load_split
+from eqxunet.data.cache import Split, load_split
 from eqxunet.data.masks import Mask, MaskSummary
 from eqxunet.errors import InputError
 
@@ -126,4 +126,4 @@ def test_arrays_of_0_and_1_are_no_trimaps():
     masks = np.zeros((2, 4, 4), np.uint8)
     masks[:, 1] = 1
     with pytest.raises(InputError, match=r"values \[0, 1\]: .* np.where\(mask, 1, 2\)"):
-        Arrays(np.zeros((2, 4, 4, 3), np.uint8), masks, ("a", "b"))
+        Split(np.zeros((2, 4, 4, 3), np.uint8), masks, ("a", "b"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eqxunet import predict
-from eqxunet.data.cache import Arrays
+from eqxunet.data.cache import Split
 from eqxunet.evaluation import evaluate, per_image, summarise
 from eqxunet.models import AbstractUNet
 
@@ -35,7 +35,7 @@ def model():
 def split(count=7, size=8):
     images = RNG.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
     trimaps = RNG.integers(1, 4, (count, size, size)).astype(np.uint8)
-    return Arrays(images, trimaps, tuple(f"image {i}" for i in range(count)))
+    return Split(images, trimaps, tuple(f"image {i}" for i in range(count)))
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
@@ -44,9 +44,9 @@ def test_scores_equal_sums_over_each_image(model, threshold):
     scores = evaluate(*model, arrays, batch_size=3, threshold=threshold, border="ignore")
     pred = arrays.images[..., 0] / 255 >= threshold
     for border, mask, counted in (
-        ("foreground", arrays.trimaps != 2, arrays.trimaps > 0),
-        ("background", arrays.trimaps == 1, arrays.trimaps > 0),
-        ("ignore", arrays.trimaps == 1, arrays.trimaps != 3),
+        ("foreground", arrays.labels != 2, arrays.labels > 0),
+        ("background", arrays.labels == 1, arrays.labels > 0),
+        ("ignore", arrays.labels == 1, arrays.labels != 3),
     ):
         counts = scores.counts[border]
         np.testing.assert_array_equal(counts.tp, (pred & mask & counted).sum((1, 2)))

@@ -12,7 +12,7 @@ import pytest
 from eqxunet import ModelConfig, TrainConfig, build, precise_statistics
 from eqxunet.data.augment import augment, to_float
 from eqxunet.data.batches import batches
-from eqxunet.data.cache import Arrays
+from eqxunet.data.cache import Split
 from eqxunet.evaluation import evaluate
 from eqxunet.models import batched
 from eqxunet.models.layers import BatchNorm
@@ -97,7 +97,7 @@ def discs(count, size=32):
     disc = (y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < (size / 4) ** 2
     ground = rng.integers(0, 100, (count, 1, 1, 3)) + rng.integers(0, 60, (count, size, size, 3))
     images = np.where(disc[..., None], ground + 60, ground).astype(np.uint8)
-    return Arrays(images, np.where(disc, 1, 2).astype(np.uint8), tuple(map(str, range(count))))
+    return Split(images, np.where(disc, 1, 2).astype(np.uint8), tuple(map(str, range(count))))
 
 
 def started(split, **changes):
@@ -121,7 +121,7 @@ def test_training_takes_them_over_the_batches_to_come_half_of_them_augmented(aug
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), step)
             keys = jax.random.split(key, 8)
             changed = jax.vmap(lambda image, trimap, key: augment(image, trimap, key=key))
-            images.append(changed(batch.images, batch.trimaps, keys)[0])
+            images.append(changed(batch.images, batch.labels, keys)[0])
             images[-1] = images[-1].at[::2].set(to_float(batch.images[::2]))
         else:
             images.append(to_float(batch.images))
@@ -160,7 +160,7 @@ def test_a_short_run_scores_what_its_weights_can():
     """
     train, val = discs(64), discs(90)
     val = dataclasses.replace(
-        val, images=val.images[64:], trimaps=val.trimaps[64:], names=val.names[64:]
+        val, images=val.images[64:], labels=val.labels[64:], names=val.names[64:]
     )
     fixed, train_state = started(train)
     everything = to_float(train.images.reshape(8, 8, 32, 32, 3))

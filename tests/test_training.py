@@ -12,7 +12,7 @@ import pytest
 from eqxunet import ModelConfig, TrainConfig, build
 from eqxunet.data.augment import to_float
 from eqxunet.data.batches import Batch
-from eqxunet.data.cache import Arrays
+from eqxunet.data.cache import Split
 from eqxunet.errors import InputError, IntegrityError
 from eqxunet.optimizer import learning_rate
 from eqxunet.training import (
@@ -37,7 +37,7 @@ def arrays(count=10, size=16):
     centre = rng.uniform(size / 4, 3 * size / 4, (count, 2, 1, 1))
     disc = (y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < (size / 4) ** 2
     images = rng.integers(0, 90, (count, size, size, 3)) + 150 * disc[..., None]
-    return Arrays(
+    return Split(
         images.astype(np.uint8),
         np.where(disc, 1, 2).astype(np.uint8),
         tuple(f"disc{i}" for i in range(count)),
@@ -119,8 +119,8 @@ def test_one_batch_can_be_learnt_by_heart():
 def part(split):
     return (
         to_float(split.images),
-        jnp.asarray(split.trimaps == 1),
-        jnp.ones(split.trimaps.shape, bool),
+        jnp.asarray(split.labels == 1),
+        jnp.ones(split.labels.shape, bool),
     )
 
 
@@ -184,7 +184,7 @@ def test_the_step_lowers_for_cuda_without_anything_of_the_cpu(encoder):
     model_config = SMALL if encoder == "scratch" else ModelConfig(encoder="resnet10")
     fixed, train_state = start(model_config, precision="bfloat16")
     split = arrays(4, size=32)
-    arguments = (fixed, Batch(split.images, split.trimaps)), train_state
+    arguments = (fixed, Batch(split.images, split.labels)), train_state
     dynamic, static = eqx.partition(
         arguments, lambda x: eqx.is_array(x) or isinstance(x, np.ndarray)
     )
@@ -202,7 +202,7 @@ def test_a_step_is_traced_once():
     traced = eqx.debug.assert_max_traces(train_step.__wrapped__, max_traces=1)
     step = eqx.filter_jit(traced)
     split = arrays()
-    batch = Batch(split.images[:4], split.trimaps[:4])
+    batch = Batch(split.images[:4], split.labels[:4])
     for _ in range(3):
         train_state, _ = step((fixed, batch), train_state)
 
@@ -210,7 +210,7 @@ def test_a_step_is_traced_once():
 def test_a_batch_that_is_not_finite_changes_nothing_but_the_counts():
     fixed, train_state = start()
     split = arrays()
-    batch = Batch(split.images[:4], split.trimaps[:4])
+    batch = Batch(split.images[:4], split.labels[:4])
     train_state, metrics = train_step((fixed, batch), train_state)
     assert metrics.skipped == 0
 
@@ -263,9 +263,9 @@ def test_arrays_of_another_run_are_refused():
 
 def test_border_policies_train_differently():
     split = arrays()
-    trimaps = split.trimaps.copy()
+    trimaps = split.labels.copy()
     trimaps[:, :4] = 3
-    split = dataclasses.replace(split, trimaps=trimaps)
+    split = dataclasses.replace(split, labels=trimaps)
     losses = {
         border: train(*start(border=border, augment=False), split, 1)[1][0].loss.item()
         for border in ("foreground", "background", "ignore")

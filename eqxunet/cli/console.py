@@ -23,8 +23,8 @@ from rich.progress import (
 from ..config import DATASETS
 
 if TYPE_CHECKING:
-    from ..data.cache import Arrays
-    from ..data.source import Split
+    from ..data.cache import Split
+    from ..data.source import SplitName
     from ..runs import RunConfig
 
 _LINE_SECONDS = 60.0  # between two lines about steps where there is no bar
@@ -130,7 +130,7 @@ def absolute(data: str) -> str:
     return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
 
 
-def load(config: "RunConfig", split: "Split") -> "Arrays":
+def load(config: "RunConfig", split: "SplitName") -> "Split":
     """Loads a split as a run's configuration says, with a bar while it is decoded."""
     from ..data.cache import load_split
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..config import DATA_DIR, Split
+from ..config import DATA_DIR, SplitName
 from ..errors import InputError
 from .console import console, errors, prepare_oxford, progress_bar, shown, warn
 
@@ -80,7 +80,7 @@ def show(
         str, typer.Option(help="oxford_iiit_pet, synthetic, or a folder.")
     ] = "oxford_iiit_pet",
     data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = DATA_DIR,
-    split: Annotated[Split, typer.Option(help="Which images.")] = "train",
+    split: Annotated[SplitName, typer.Option(help="Which images.")] = "train",
     count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 25,
     size: Annotated[int, typer.Option(min=1, help="Pixels a side of each.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of --augment.")] = 0,

@@ -10,11 +10,11 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..config import DATASETS, Split
+from ..config import DATASETS, SplitName
 from .console import absolute, console, load, progress_bar, shown, stage, warn, warn_of_damage
 
 if TYPE_CHECKING:
-    from ..data.cache import Arrays
+    from ..data.cache import Split
     from ..evaluation import Scores
     from ..runs import Run, RunConfig
 
@@ -27,7 +27,7 @@ def evaluate(
         str | None, typer.Option(help="By default what the run was trained on.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = None,
-    split: Annotated[Split, typer.Option(help="Which images.")] = "test",
+    split: Annotated[SplitName, typer.Option(help="Which images.")] = "test",
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Probability that counts as foreground.")
     ] = 0.5,
@@ -88,7 +88,7 @@ def evaluate(
 def _write(
     loaded: "Run",
     config: "RunConfig",
-    arrays: "Arrays",
+    arrays: "Split",
     scores: "Scores",
     conditions: dict[str, Any],
     out: Path,
@@ -115,7 +115,7 @@ def _write(
     return metrics
 
 
-def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
+def _draw(run: "Run", arrays: "Split", scores: "Scores", path: Path) -> None:
     """Pictures examples from the worst to the best, evenly spaced by rank."""
     import jax
     import numpy as np
@@ -130,7 +130,7 @@ def _draw(run: "Run", arrays: "Arrays", scores: "Scores", path: Path) -> None:
     logits = forward(run.model, run.state, to_float(arrays.images[chosen]))
     save_predictions(
         arrays.images[chosen],
-        arrays.trimaps[chosen],
+        arrays.labels[chosen],
         np.asarray(jax.nn.sigmoid(logits)),
         [f"{arrays.names[i]}\nIoU {iou[i]:.2f}" for i in chosen],
         path,

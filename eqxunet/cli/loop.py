@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..checkpoint import BEST, Writer
 from ..data.augment import to_float
-from ..data.cache import Arrays
+from ..data.cache import Split
 from ..errors import DivergedError
 from ..evaluation import baseline, evaluate, forward
 from ..optimizer import learning_rate
@@ -37,8 +37,8 @@ _PICTURED = 8
 def train_loop(
     fixed: Fixed,
     train_state: TrainState,
-    train_split: Arrays,
-    val_split: Arrays,
+    train_split: Split,
+    val_split: Split,
     directory: Path,
     checkpoints: Writer,
     records: list[dict[str, Any]],
@@ -133,7 +133,7 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _validate(fixed: Fixed, train_state: TrainState, split: Arrays) -> dict[str, float | None]:
+def _validate(fixed: Fixed, train_state: TrainState, split: Split) -> dict[str, float | None]:
     border = fixed.config.border
     model = eqx.nn.inference_mode(fixed.model(train_state))
     scores = evaluate(model, train_state.state, split, border=border)
@@ -150,14 +150,14 @@ def _best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(records, key=lambda record: record[BEST])
 
 
-def _draw(directory: Path, records: Sequence[dict[str, Any]], split: Arrays) -> None:
+def _draw(directory: Path, records: Sequence[dict[str, Any]], split: Split) -> None:
     """Draws the curves, and validation images as the best checkpoint segments them."""
     # Matplotlib takes a second, which the first step can do without.
     from ..report import save_curves, save_predictions
 
     save_curves(records, directory / "curves.png")
     run = load_run(directory)
-    images, trimaps = split.images[:_PICTURED], split.trimaps[:_PICTURED]
+    images, trimaps = split.images[:_PICTURED], split.labels[:_PICTURED]
     probabilities = np.asarray(jax.nn.sigmoid(forward(run.model, run.state, to_float(images))))
     names = split.names[:_PICTURED]
     save_predictions(images, trimaps, probabilities, names, directory / "predictions.png")

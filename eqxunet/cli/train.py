@@ -30,7 +30,7 @@ from .console import (
 )
 
 if TYPE_CHECKING:
-    from ..data.cache import Arrays
+    from ..data.cache import Split
     from ..models import AbstractUNet
     from ..runs import RunConfig
 
@@ -278,9 +278,7 @@ def _options(config: "RunConfig") -> dict[str, Any]:
     )
 
 
-def _with_identity(
-    config: "RunConfig", splits: dict[str, "Arrays"], directory: Path
-) -> "RunConfig":
+def _with_identity(config: "RunConfig", splits: dict[str, "Split"], directory: Path) -> "RunConfig":
     """Notes which images these are, or sees to it that they are those of the run to resume."""
     now = {
         name: {"count": len(arrays), "crc32": arrays.identity} for name, arrays in splits.items()

@@ -4,10 +4,10 @@
 JAX and Grain.
 """
 
-from .cache import Arrays as Arrays
+from .cache import Split as Split
 from .cache import load_split as load_split
 from .source import DATA_DIR as DATA_DIR
 from .source import Example as Example
 from .source import Source as Source
-from .source import Split as Split
+from .source import SplitName as SplitName
 from .source import open_source as open_source

@@ -9,17 +9,17 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from ..errors import InputError
-from .cache import Arrays
+from .cache import Split
 
 
 class Batch(NamedTuple):
     """Images in RGB and their trimaps."""
 
     images: UInt8[np.ndarray, "b h w 3"]
-    trimaps: UInt8[np.ndarray, "b h w"]
+    labels: UInt8[np.ndarray, "b h w"]
 
 
-def steps_per_epoch(arrays: Arrays, batch_size: int) -> int:
+def steps_per_epoch(arrays: Split, batch_size: int) -> int:
     """How many whole batches the split has.
 
     Raises: `InputError` where it has none.
@@ -34,7 +34,7 @@ def steps_per_epoch(arrays: Arrays, batch_size: int) -> int:
     return len(arrays) // batch_size
 
 
-def batches(arrays: Arrays, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+def batches(arrays: Split, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
     """Yields the batches of steps `start`, `start + 1`, ... without end.
 
     Every epoch is a new permutation whose last, incomplete batch is dropped. A step's batch
@@ -52,7 +52,7 @@ def batches(arrays: Arrays, batch_size: int, *, seed: int, start: int = 0) -> It
     return map(batch, itertools.count(start))
 
 
-def padded_batches(arrays: Arrays, batch_size: int) -> Iterator[tuple[Batch, int]]:
+def padded_batches(arrays: Split, batch_size: int) -> Iterator[tuple[Batch, int]]:
     """Yields all examples in order, with how many of each batch are real.
 
     The last batch repeats its last example up to `batch_size`, for one compiled shape.
@@ -63,8 +63,8 @@ def padded_batches(arrays: Arrays, batch_size: int) -> Iterator[tuple[Batch, int
         yield _gather(arrays, np.minimum(index, len(arrays) - 1)), count
 
 
-def _gather(arrays: Arrays, index: Int[np.ndarray, " b"]) -> Batch:
-    return Batch(arrays.images[index], arrays.trimaps[index])
+def _gather(arrays: Split, index: Int[np.ndarray, " b"]) -> Batch:
+    return Batch(arrays.images[index], arrays.labels[index])
 
 
 @functools.lru_cache(maxsize=2)

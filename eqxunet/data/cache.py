@@ -24,10 +24,10 @@ from jaxtyping import UInt8
 from ..errors import InputError, UnavailableError
 from .decoding import decode, map_examples, resize_pair
 from .masks import Labels, Mask, MaskSummary
-from .source import BORDER, DATA_DIR, PET, Example, Progress, Source, Split, open_source
+from .source import BORDER, DATA_DIR, PET, Example, Progress, Source, SplitName, open_source
 
 _CODE = ("cache.py", "decoding.py", "masks.py", "pets.py", "source.py", "synthetic.py")
-_FILES = ("images.npy", "trimaps.npy")
+_FILES = ("images.npy", "labels.npy")
 
 
 class Used(NamedTuple):
@@ -40,13 +40,13 @@ class Used(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Arrays:
+class Split:
     """A decoded split, mapped to memory; read-only.
 
     Arguments:
 
     - `images`: RGB.
-    - `trimaps`: 1 = pet, 2 = background, 3 = border.
+    - `labels`: 1 = pet, 2 = background, 3 = border.
     - `names`: a name an example, in the source's order.
     - `identity`: a digest of the pixels and names.
     - `masks`: what the masks held, at their own size.
@@ -56,16 +56,16 @@ class Arrays:
     """
 
     images: UInt8[np.ndarray, "n size size 3"]
-    trimaps: UInt8[np.ndarray, "n size size"]
+    labels: UInt8[np.ndarray, "n size size"]
     names: tuple[str, ...]
     identity: str = ""
     masks: MaskSummary | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.trimaps.size and not PET <= self.trimaps.min() <= self.trimaps.max() <= BORDER:
+        if self.labels.size and not PET <= self.labels.min() <= self.labels.max() <= BORDER:
             raise InputError(
-                f"trimaps of values {np.unique(self.trimaps).tolist()}: 1 is pet, 2 is background, "
+                f"trimaps of values {np.unique(self.labels).tolist()}: 1 is pet, 2 is background, "
                 "3 is border; np.where(mask, 1, 2) makes one of a mask of 0 and 1"
             )
 
@@ -75,14 +75,14 @@ class Arrays:
 
 def load_split(
     data: str,
-    split: Split,
+    split: SplitName,
     *,
     size: int,
     data_dir: Path = DATA_DIR,
     cache_dir: Path | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
-) -> Arrays:
+) -> Split:
     """Loads one split at `size` x `size` pixels, from the cache where it was decoded before.
 
     Arguments:
@@ -108,7 +108,7 @@ def load_split(
 
 def decode_all(
     source: Source, *, size: int, cache_dir: Path | None = None, progress: Progress | None = None
-) -> Arrays:
+) -> Split:
     """Decodes a source into the cache, or finds it there; arguments as in `load_split`."""
     cache_dir = cache_dir or default_cache_dir()
     key = _key(source, size)
@@ -147,7 +147,7 @@ def default_cache_dir() -> Path:
 
 
 def is_of(identity: str, names: Sequence[str]) -> bool:
-    """Whether the identity of `Arrays` is of examples with these names."""
+    """Whether the identity of `Split` is of examples with these names."""
     return identity.rpartition("-")[2] == f"{_crc32_of(names):08x}"
 
 
@@ -204,7 +204,7 @@ def _write(source: Source, size: int, folder: Path, progress: Progress | None) -
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def _read(folder: Path) -> Arrays | None:
+def _read(folder: Path) -> Split | None:
     """Maps a cache to memory; none where it is absent, incomplete or damaged."""
     try:
         index = json.loads((folder / "index.json").read_text())
@@ -214,7 +214,7 @@ def _read(folder: Path) -> Arrays | None:
             return None
         identity = "-".join(f"{value:08x}" for value in index["crc32"])
         masks = MaskSummary(**index["masks"])
-        return Arrays(images, trimaps, tuple(names), identity, masks)
+        return Split(images, trimaps, tuple(names), identity, masks)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None  # whatever is in there, it is no cache
 

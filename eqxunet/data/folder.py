@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .masks import Labels
-from .source import Example, Split, listed
+from .source import Example, SplitName, listed
 
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -61,7 +61,7 @@ class FolderSource:
         return Example(*encoded, self.names[index], self.labels, (str(image), str(mask)))
 
 
-def open_folder(root: Path, split: Split, *, limit: int | None = None) -> FolderSource:
+def open_folder(root: Path, split: SplitName, *, limit: int | None = None) -> FolderSource:
     """Finds the pairs of one split, after checking the whole folder without decoding anything.
 
     Raises: what `scan_folder` raises, and `InputError` where the split is empty.
@@ -76,7 +76,7 @@ def open_folder(root: Path, split: Split, *, limit: int | None = None) -> Folder
     return sources[split]
 
 
-def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSource]:
+def scan_folder(root: Path, *, limit: int | None = None) -> dict[SplitName, FolderSource]:
     """Finds the pairs of all splits, some of which may be empty; `"all"` is all of them.
 
     Raises: `InputError` that lists duplicate stems, images without masks, names in a list
@@ -102,7 +102,7 @@ def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSo
         raise InputError(f"{mask_folder}: no mask for {listed(absent)}; add them as NAME.png")
     notes = _notes(root, splits, images.keys(), masks.keys())
     labels: Labels = "trimap" if is_oxford else "binary"
-    sources: dict[Split, FolderSource] = {}
+    sources: dict[SplitName, FolderSource] = {}
     for split, names in splits.items():
         first = names[:limit]
         pictures = tuple(images[name] for name in first)
@@ -113,7 +113,7 @@ def scan_folder(root: Path, *, limit: int | None = None) -> dict[Split, FolderSo
 
 
 def _notes(
-    root: Path, splits: dict[Split, list[str]], images: Set[str], masks: Set[str]
+    root: Path, splits: dict[SplitName, list[str]], images: Set[str], masks: Set[str]
 ) -> tuple[str, ...]:
     notes = []
     if unused := sorted(masks - images):
@@ -183,7 +183,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _oxford_splits(root: Path) -> dict[Split, list[str]]:
+def _oxford_splits(root: Path) -> dict[SplitName, list[str]]:
     lists = [f"annotations/{name}.txt" for name in ("trainval", "test")]
     if not any((root / name).exists() for name in lists):
         raise InputError(f"{root}: has neither {lists[0]} nor {lists[1]}; add lists of names")
@@ -195,9 +195,9 @@ def _oxford_splits(root: Path) -> dict[Split, list[str]]:
     }
 
 
-def _plain_splits(root: Path, images: dict[str, Path]) -> dict[Split, list[str]]:
-    splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
-    lists: list[Split] = [split for split in splits if (root / f"{split}.txt").exists()]
+def _plain_splits(root: Path, images: dict[str, Path]) -> dict[SplitName, list[str]]:
+    splits: dict[SplitName, list[str]] = {"train": [], "val": [], "test": []}
+    lists: list[SplitName] = [split for split in splits if (root / f"{split}.txt").exists()]
     for split in lists:
         splits[split] = _read_list(root, f"{split}.txt")
     if lists:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..config import Split
+from ..config import SplitName
 from ..errors import InputError
 from .source import listed
 
@@ -80,7 +80,7 @@ class MaskSummary:
         found = [f"{value} (in {count})" for value, count in self.values.items()]
         return [f"values in masks: {listed(found)}", f"taken as: {_MEANINGS[self.labels]}"]
 
-    def check(self, split: Split) -> list[str]:
+    def check(self, split: SplitName) -> list[str]:
         """Returns warnings of what may not be meant.
 
         Raises: `InputError` of what cannot be meant, with the way out.

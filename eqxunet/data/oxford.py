@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from ..errors import BusyError, InputError, IntegrityError, UnavailableError
-from .source import Example, Progress, Split
+from .source import Example, Progress, SplitName
 
 T = TypeVar("T")
 
@@ -55,14 +55,14 @@ class OxfordPets:
 
     notes = ()
 
-    def __init__(self, split: Split, data_dir: Path, limit: int | None = None):
+    def __init__(self, split: SplitName, data_dir: Path, limit: int | None = None):
         import tensorflow_datasets as tfds
 
         prepare(data_dir)
         builder = _reader(data_dir)
         raw = tfds.decode.SkipDecoding()
         officials = {"test": ["test"], "all": ["train", "test"]}.get(split, ["train"])
-        self._split: Split = split
+        self._split: SplitName = split
         self._limit = limit
         decoders = {"image": raw, "segmentation_mask": raw}
         self._records = [builder.as_data_source(name, decoders=decoders) for name in officials]
@@ -252,7 +252,7 @@ def _reader(data_dir: Path) -> Any:
     return builder
 
 
-def _cut(ordered: Sequence[T], split: Split, limit: int | None) -> Sequence[T]:
+def _cut(ordered: Sequence[T], split: SplitName, limit: int | None) -> Sequence[T]:
     if split == "val":
         ordered = ordered[::10]
     if split == "train":

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..config import DATA_DIR as DATA_DIR
-from ..config import Split as Split
+from ..config import SplitName as SplitName
 from ..errors import InputError
 
 Progress = Callable[[int, int | None], None]
@@ -58,7 +58,7 @@ class Source(Protocol):
 
 
 def open_source(
-    data: str, split: Split, *, data_dir: Path = DATA_DIR, limit: int | None = None
+    data: str, split: SplitName, *, data_dir: Path = DATA_DIR, limit: int | None = None
 ) -> Source:
     """Opens one split of a dataset, without decoding anything.
 

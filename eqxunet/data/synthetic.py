@@ -11,9 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
 from .pets import Outlines, Part, draw_pet
-from .source import BACKGROUND, BORDER, PET, Example, Split
+from .source import BACKGROUND, BORDER, PET, Example, SplitName
 
-COUNTS: dict[Split, int] = {"train": 800, "val": 100, "test": 100}
+COUNTS: dict[SplitName, int] = {"train": 800, "val": 100, "test": 100}
 _SEED = 0  # of the pets; a run's seed has no part in them
 
 Plane = Float[np.ndarray, "h w"]
@@ -32,9 +32,11 @@ class SyntheticPets:
 
     notes = ()
 
-    def __init__(self, split: Split, *, limit: int | None = None):
-        splits: list[Split] = list(COUNTS) if split == "all" else [split]
-        pets: list[tuple[Split, int]] = [(name, i) for name in splits for i in range(COUNTS[name])]
+    def __init__(self, split: SplitName, *, limit: int | None = None):
+        splits: list[SplitName] = list(COUNTS) if split == "all" else [split]
+        pets: list[tuple[SplitName, int]] = [
+            (name, i) for name in splits for i in range(COUNTS[name])
+        ]
         self._pets = pets[:limit]
         self.identity = f"synthetic {split}, first {len(self)}"
 
