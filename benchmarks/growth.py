@@ -38,25 +38,26 @@ def steps(options: Options) -> Callable[[], float]:
     import eqxunet as eu
     from eqxunet.data.batches import Batch, batches
     from eqxunet.data.cache import Split
-    from eqxunet.training import compile_step, initialise
+    from eqxunet.training import initialise
+    from eqxunet.training.loop import compile_step
 
     config = eu.ModelConfig(encoder=options.model)
     model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
     train_config = eu.TrainConfig(batch_size=options.batch, **options.train)
-    fixed, train_state = initialise(model, state, train_config, 1)
+    trainer, train_state = initialise(model, state, train_config, eu.Binary("trimap"), 1)
     rng = np.random.default_rng(0)
     shape = (options.images or options.batch, options.size, options.size)
     images = rng.integers(0, 256, (*shape, 3), np.uint8)
     trimaps = rng.integers(1, 4, shape, np.uint8)
     arrays = Split(images, trimaps, tuple(map(str, range(len(images)))))
     batch = Batch(images[: options.batch], trimaps[: options.batch])
-    step = compile_step((fixed, batch), train_state)
+    step = compile_step((trainer, batch), train_state)
 
     def run() -> float:
         nonlocal train_state
         stream = batches(arrays, options.batch, seed=0)
         for _ in range(len(images) // options.batch):
-            train_state, metrics = step((fixed, next(stream)), train_state)
+            train_state, metrics = step((trainer, next(stream)), train_state)
         return float(metrics.loss)
 
     return run

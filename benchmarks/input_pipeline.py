@@ -71,17 +71,20 @@ def step(options: Options) -> Callable[[], float]:
 
     import eqxunet as eu
     from eqxunet.data.batches import Batch
-    from eqxunet.training import compile_step, initialise
+    from eqxunet.training import initialise
+    from eqxunet.training.loop import compile_step
 
     arrays = options.arrays()
     batch = Batch(arrays.images[: options.batch], arrays.labels[: options.batch])
     model, state = eqx.filter_jit(eu.build)(eu.ModelConfig(), key=jax.random.key(0))
-    fixed, train_state = initialise(model, state, eu.TrainConfig(batch_size=options.batch), 1)
-    compiled = compile_step((fixed, batch), train_state)
+    trainer, train_state = initialise(
+        model, state, eu.TrainConfig(batch_size=options.batch), eu.Binary("trimap"), 1
+    )
+    compiled = compile_step((trainer, batch), train_state)
 
     def run() -> float:
         nonlocal train_state
-        train_state, metrics = compiled((fixed, batch), train_state)
+        train_state, metrics = compiled((trainer, batch), train_state)
         return float(metrics.loss)
 
     return run

@@ -25,13 +25,13 @@ import os, sys
 from eqxunet.cli import app, main
 main()  # sets what JAX reads when it is imported
 import jax
-import eqxunet.training as training
-fit = training.fit
+from eqxunet.runs import epochs
+fit = epochs.fit
 def first_step(*args, **options):
     for state, metrics in fit(*args, **options):
         jax.block_until_ready(metrics)
         os._exit(0)
-training.fit = first_step
+epochs.fit = first_step
 app(sys.argv[1:])
 """
 TORCH = """

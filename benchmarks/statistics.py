@@ -17,9 +17,7 @@ import eqxunet as eu
 from eqxunet.data import Split, load_split
 from eqxunet.data.augment import to_float
 from eqxunet.data.batches import steps_per_epoch
-from eqxunet.evaluation import evaluate
-from eqxunet.models import AbstractUNet
-from eqxunet.training import fit, initialise, with_precise_statistics
+from eqxunet.evaluation import score
 
 
 def main() -> None:
@@ -40,7 +38,9 @@ def main() -> None:
     steps = steps_per_epoch(train, config.batch_size)
     model_config = eu.ModelConfig(encoder=options.encoder, size=options.size)
     model, state = eqx.filter_jit(eu.build)(model_config, key=jax.random.key(config.seed))
-    fixed, train_state = initialise(model, state, config, total_steps=steps * options.epochs)
+    task = eu.Binary(train.kind)
+    total_steps = steps * options.epochs
+    trainer, train_state = eu.initialise(model, state, config, task, total_steps)
     images = train.images[: steps * config.batch_size]
     images = images.reshape(steps, config.batch_size, *images.shape[1:])
     kinds = ("as left", "as train does", "of all")
@@ -50,21 +50,20 @@ def main() -> None:
 
     stepping, taking, seen = [], [], []
     started = time.perf_counter()
-    total_steps = steps * options.epochs
-    for trained, metrics in fit(fixed, train_state, train, total_steps=total_steps):
+    for trained, metrics in eu.fit(trainer, train_state, train):
         seen.append(metrics.iou)
         if len(seen) < steps:
             continue
         jax.block_until_ready(trained)
         stepping.append(time.perf_counter() - started)
-        model = fixed.model(trained)
+        model = trainer.model(trained)
         began = time.perf_counter()
-        few = jax.block_until_ready(with_precise_statistics(fixed, trained, train).state)
+        few = jax.block_until_ready(eu.with_precise_statistics(trainer, trained, train).state)
         taking.append(time.perf_counter() - began)
         whole = eu.precise_statistics(model, trained.state, map(to_float, images))
         states = (trained.state, few, whole)
         model = eqx.nn.inference_mode(model)
-        scores = [[_iou(model, s, split) for s in states] for split in (val, test)]
+        scores = [[_iou(model, s, split, task) for s in states] for split in (val, test)]
         print(
             f"{len(stepping):>5}  {np.mean(jax.device_get(seen)):>9.3f}  "
             + "".join(f"{score:>14.3f}" for score in scores[0]),
@@ -77,8 +76,8 @@ def main() -> None:
     print(f"taking statistics anew adds {share:.1%} to an epoch's steps")
 
 
-def _iou(model: AbstractUNet, state: eqx.nn.State, split: Split) -> float:
-    return float(np.mean(evaluate(model, state, split).counts["foreground"].iou))
+def _iou(model: eu.UNet, state: eqx.nn.State, split: Split, task: eu.Binary) -> float:
+    return float(np.mean(score(model, state, split, task).iou))
 
 
 if __name__ == "__main__":

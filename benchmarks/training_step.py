@@ -20,22 +20,25 @@ def ours(options: Options) -> Callable[[], float]:
 
     import eqxunet as eu
     from eqxunet.data.batches import Batch
-    from eqxunet.data.source import BACKGROUND, PET
-    from eqxunet.training import compile_step, initialise
+    from eqxunet.data.kinds import BACKGROUND, PET
+    from eqxunet.training import initialise
+    from eqxunet.training.loop import compile_step
 
     config = eu.ModelConfig(encoder=options.model)
     model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
     model, state = eu.from_flax(model, state, options.variables())
     train_config = eu.TrainConfig(batch_size=options.batch, schedule="constant", augment=False)
-    fixed, train_state = eqx.filter_jit(initialise)(model, state, train_config, 1)
+    trainer, train_state = eqx.filter_jit(initialise)(
+        model, state, train_config, eu.Binary("trimap"), 1
+    )
     jax.clear_caches()  # as the command line does
     images, masks = options.data()
     batch = Batch(images, np.where(masks, PET, BACKGROUND).astype(np.uint8))
-    step = compile_step((fixed, batch), train_state)
+    step = compile_step((trainer, batch), train_state)
 
     def run() -> float:
         nonlocal train_state
-        train_state, metrics = step((fixed, batch), train_state)
+        train_state, metrics = step((trainer, batch), train_state)
         jax.block_until_ready(train_state)
         return float(metrics.loss)
 

@@ -1,4 +1,4 @@
-"""Foreground segmentation with U-Nets in JAX and Equinox.
+"""Segmentation with U-Nets in JAX and Equinox.
 
 Names load on first use, so that `import eqxunet` and `--help` are instant; `__init__.pyi` lists
 them in pipeline order.
@@ -15,20 +15,14 @@ __version__ = "0.1.0"
 
 CHECKED = (
     "data",
+    "ops",
     "weights",
-    "kernels",
     "models",
-    "losses",
-    "metrics",
-    "optimizer",
-    "statistics",
-    "training",
-    "checkpoint",
+    "tasks",
     "evaluation",
-    "inference",
-    "runs",
-    "scores",
+    "training",
     "report",
+    "runs",
 )
 
 install_import_hook([f"{__name__}.{name}" for name in CHECKED], "beartype.beartype")

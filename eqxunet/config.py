@@ -1,8 +1,11 @@
 """Configuration as plain values: what a model is, and how it is trained."""
 
+import difflib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from .errors import InputError
 
@@ -35,16 +38,38 @@ class ModelConfig:
     Arguments:
 
     - `encoder`: `"scratch"`, a plain U-Net, or `"resnet10"`, SERL's ResNet with a decoder.
-    - `channels`: channels of each level of the plain U-Net, shallow to deep.
+    - `channels`: channels of each level of the plain U-Net, shallow to deep; two levels at least.
     - `stage_sizes`: residual blocks in each of the ResNet's four stages.
-    - `size`: height and width in pixels that the model is trained at. The network itself takes
-      any size; `predict` resizes to this one.
+    - `size`: height and width in pixels that the model is trained at, 8 at least, where the
+      deepest map of the default U-Net is one pixel. The network itself takes any size; `predict`
+      resizes to this one.
+
+    Raises InputError for values that are unknown, or have no meaning for the encoder.
     """
 
     encoder: Encoder = "scratch"
     channels: tuple[int, ...] = (32, 64, 128, 256)
     stage_sizes: tuple[int, int, int, int] = (1, 1, 1, 1)
     size: int = 128
+
+    def __post_init__(self):
+        _require_choice(self, "encoder", Encoder)
+        are_levels = _are_whole(self.channels) and len(self.channels) >= 2
+        _require(self, "channels", are_levels, "a tuple of two or more whole numbers from 1 up")
+        are_stages = _are_whole(self.stage_sizes) and len(self.stage_sizes) == 4
+        _require(self, "stage_sizes", are_stages, "a tuple of four whole numbers from 1 up")
+        _require_whole(self, "size", least=8)
+        for name, encoder in (("channels", "scratch"), ("stage_sizes", "resnet10")):
+            value = getattr(self, name)
+            if self.encoder != encoder and value != _default(self, name):
+                raise InputError(
+                    f"{name}={value} is for encoder={encoder!r}; leave it out, or use that encoder"
+                )
+
+    @property
+    def has_pretrained_weights(self) -> bool:
+        """Whether weights exist for the encoder; a test holds it to what the encoders say."""
+        return self.encoder != "scratch"
 
 
 @dataclass(frozen=True)
@@ -59,8 +84,9 @@ class TrainConfig:
     - `schedule`: `"constant"`, or `"cosine"`, which warms up over `warmup` of all steps and
       then falls to 0.
     - `clip_norm`: largest norm of the gradient over all trained leaves.
-    - `freeze_encoder`: train the decoder of a `"resnet10"` model only.
-    - `encoder_lr_scale`: factor on the encoder's learning rate where it is trained.
+    - `freeze_encoder`: leave an encoder that has pretrained weights, such as `"resnet10"`, as it
+      is, BatchNorm's statistics included, and train the decoder only.
+    - `encoder_lr_scale`: factor on the learning rate of such an encoder where it is trained.
     - `augment`: flip, scale and crop, and change colours of training images.
     - `border`: what the trimap's border pixels count as.
     - `precision`: dtype that the network computes in; parameters and statistics stay float32.
@@ -71,6 +97,8 @@ class TrainConfig:
     - `seed`: the only source of randomness.
     - `patience`: epochs without a better validation IoU after which training stops.
     - `max_skipped`: steps in a row whose loss or gradient is not finite before giving up.
+
+    Raises InputError for values that are unknown or meaningless.
     """
 
     batch_size: int = 16
@@ -93,8 +121,65 @@ class TrainConfig:
     max_skipped: int = 5
 
     def __post_init__(self):
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
+        _require_choice(self, "schedule", Schedule)
+        _require_choice(self, "border", Border)
+        _require_choice(self, "precision", Precision)
+        for name in ("batch_size", "epochs", "steps", "accumulate", "patience", "max_skipped"):
+            _require_whole(self, name, least=1)
+        _require_whole(self, "seed", least=0)
+        for name in ("lr", "clip_norm", "encoder_lr_scale"):
+            _require_number(self, name, lambda value: value > 0, "above 0")
+        _require_number(self, "weight_decay", lambda value: value >= 0, "from 0 up")
+        _require_number(self, "warmup", lambda value: 0 <= value < 1, "from 0 up and below 1")
+        if self.encoder_lr_scale != 1 and self.freeze_encoder:
+            raise InputError(
+                f"encoder_lr_scale={self.encoder_lr_scale} scales nothing while the encoder is "
+                "frozen; set freeze_encoder=False (--no-freeze-encoder), or leave it out"
+            )
+        if self.batch_size % self.accumulate:
             raise InputError(
                 f"a batch of {self.batch_size} does not divide into {self.accumulate} equal parts; "
                 "set --accumulate to a divisor of --batch-size"
             )
+
+
+def _require(config: Any, name: str, is_possible: bool, possible: str) -> None:
+    if not is_possible:
+        raise InputError(
+            f"{name}={getattr(config, name)!r} is not possible; give {possible} "
+            f"(default {_default(config, name)!r})"
+        )
+
+
+def _require_choice(config: Any, name: str, choices: Any) -> None:
+    value, possible = getattr(config, name), get_args(choices)
+    close = difflib.get_close_matches(str(value).lower(), possible, n=1)
+    hint = f"{close[0]!r}, if that is what was meant, or " if close else ""
+    _require(config, name, value in possible, f"{hint}one of {', '.join(map(repr, possible))}")
+
+
+def _require_whole(config: Any, name: str, *, least: int) -> None:
+    value = getattr(config, name)
+    is_possible = _is_whole(value, least) or value is _default(config, name) is None
+    _require(config, name, is_possible, f"a whole number from {least} up")
+
+
+def _require_number(
+    config: Any, name: str, is_within: Callable[[float], bool], range_: str
+) -> None:
+    value = getattr(config, name)
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_possible = is_within(value) if is_number else value is _default(config, name) is None
+    _require(config, name, is_possible, f"a number {range_}")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _are_whole(values: object) -> bool:
+    return isinstance(values, tuple) and all(_is_whole(value, 1) for value in values)
+
+
+def _default(config: Any, name: str) -> Any:
+    return getattr(type(config), name)

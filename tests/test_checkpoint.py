@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eqxunet.checkpoint import BEST, Writer, restore
 from eqxunet.errors import IntegrityError, UnavailableError
+from eqxunet.training.checkpoint import BEST, Writer, restore
 
 
 def arrays(step):
@@ -86,7 +86,7 @@ def test_only_damaged_ones_is_an_error(tmp_path):
 
 
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path, monkeypatch):
-    monkeypatch.setattr("eqxunet.checkpoint.SCHEMA", 2)
+    monkeypatch.setattr("eqxunet.training.checkpoint.SCHEMA", 2)
     write(tmp_path, {1: 0.1})
     monkeypatch.undo()
     with pytest.raises(IntegrityError, match="upgrade"):

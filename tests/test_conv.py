@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import parity
 import pytest
 from jax import export, lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from eqxunet.kernels import KERNELS, is_native
-from eqxunet.models.conv import conv2d, conv2d_transpose
+from eqxunet.ops import conv2d, conv2d_transpose
+from eqxunet.ops.kernels import KERNELS, is_native
 
 # (h, w, c_in, c_out) of the 3x3 layers at 128x128, and odd ones.
 LAYERS = [
@@ -211,32 +209,9 @@ def test_lowers_for_cuda_with_xla_convolutions_only():
     assert "eqxunet" not in text.replace("/eqxunet/", "")
 
 
-def test_sharded_over_the_batch():
-    """On two host devices."""
-    in_a_process(__name__, "_check_sharded", XLA_FLAGS="--xla_force_host_platform_device_count=2")
-
-
 def in_a_process(module, name, **environment):
     """Calls a function of a test file in a process of its own, for what is fixed at the start."""
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     code = f"import {module}; {module}.{name}()"
     environment = os.environ | environment | {"PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
-def _check_sharded():
-    assert jax.device_count() == 2
-    inputs = arrays(12, 16, 4, 6, batch=4)
-    want = forward_and_gradients(stock)(*inputs)
-    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
-    x, kernel, g = inputs
-    over, whole = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())
-    sharded = jax.device_put(x, over), jax.device_put(kernel, whole), jax.device_put(g, over)
-    compare(forward_and_gradients(ours)(*sharded), want)
-
-    def mapped(x, kernel):
-        return jax.shard_map(ours, mesh=mesh, in_specs=(P("batch"), P()), out_specs=P("batch"))(
-            x, kernel
-        )
-
-    compare(forward_and_gradients(mapped)(*inputs), want)

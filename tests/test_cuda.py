@@ -9,7 +9,8 @@ from jaxlib.mlir.passmanager import PassManager
 from eqxunet import ModelConfig, TrainConfig, build
 from eqxunet.data.batches import Batch
 from eqxunet.evaluation import forward
-from eqxunet.models.conv import conv2d
+from eqxunet.ops import conv2d
+from eqxunet.tasks import Binary
 from eqxunet.training import initialise, train_step
 
 MODELS = {
@@ -102,9 +103,9 @@ def test_no_strided_slice_feeds_a_product(part, encoder, precision):
         module = lowered(forward.__wrapped__, model, state, images.astype(precision))
     else:
         config = TrainConfig(precision=precision, freeze_encoder=part == "step")
-        fixed, train_state = initialise(model, state, config, total_steps=10)
+        trainer, train_state = initialise(model, state, config, Binary("trimap"), total_steps=10)
         batch = Batch(images, np.ones((4, 32, 32), np.uint8))
-        module = lowered(train_step.__wrapped__, (fixed, batch), train_state)
+        module = lowered(train_step.__wrapped__, (trainer, batch), train_state)
     assert len(operations(module, "convolution")) >= 10
     assert not products_of_strided_slices(module)
     assert not any(

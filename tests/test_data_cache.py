@@ -12,7 +12,8 @@ from pictures import PETS, encoded, labels, needs_pets, noise, write_pair, write
 
 from eqxunet.data import cache, decoding
 from eqxunet.data.cache import decode_all, load_split
-from eqxunet.data.source import Example
+from eqxunet.data.classes import Classes
+from eqxunet.data.example import Example
 from eqxunet.errors import InputError, UnavailableError
 
 STEMS = ["a", "b", "c", "d"]
@@ -23,6 +24,7 @@ class Counting:
 
     def __init__(self, count: int = 5, identity: str = "counting"):
         self.identity, self.notes = identity, ()
+        self.kind, self.classes = "trimap", Classes()
         self.count = count
         self.asked = []
 
@@ -51,11 +53,12 @@ def test_a_split_is_decoded_and_resized(folder, tmp_path):
     assert arrays.names == tuple(STEMS) and len(arrays) == 4
     assert arrays.images.shape == (4, 8, 8, 3) and arrays.labels.shape == (4, 8, 8)
     assert not arrays.images.flags.writeable
-    mask = np.where(labels(12, 16) == 2, 2, 1).astype(np.uint8)
+    assert (arrays.kind, arrays.classes) == ("mask", ("background", "foreground"))
+    mask = (labels(12, 16) != 2).astype(np.uint8)
     for i in range(4):
-        image, trimap = decoding.resize_pair(noise(12, 16, i), mask, 8)
+        image, small = decoding.resize_pair(noise(12, 16, i), mask, 8)
         np.testing.assert_array_equal(arrays.images[i], image)
-        np.testing.assert_array_equal(arrays.labels[i], trimap)
+        np.testing.assert_array_equal(arrays.labels[i], small)
 
 
 def test_the_second_load_decodes_nothing(tmp_path):
@@ -104,10 +107,11 @@ def test_changed_code_or_libraries_make_another_cache(monkeypatch):
 
 def test_the_key_covers_all_code_that_makes_pixels():
     folder = Path(cache.__file__).parent
+    no_pixels = {"classes.py", "complaints.py", "mask_checks.py", "source.py", "split.py"}
     for name in cache._CODE:
         for node in ast.walk(ast.parse((folder / name).read_text())):
-            if name != "source.py" and isinstance(node, ast.ImportFrom) and node.level == 1:
-                assert f"{node.module}.py" in cache._CODE
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                assert f"{node.module}.py" in {*cache._CODE, *no_pixels}
 
 
 def flipped(folder: Path) -> None:
@@ -179,16 +183,42 @@ def test_all_bad_files_are_named_before_anything_is_kept(folder, tmp_path):
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-def test_a_long_list_of_bad_files_is_cut(folder, tmp_path):
-    stems = [f"x{i:02}" for i in range(25)]
-    for stem in stems:
-        write_pair(folder, stem)
-        (folder / "images" / f"{stem}.png").write_bytes(b"")
-    (folder / "train.txt").write_text("\n".join(stems))
+@pytest.fixture
+def spoil(folder):
+    """Adds 25 images to the folder, each with the mask that a function makes of its number."""
+
+    def spoil(mask_of) -> None:
+        stems = [f"x{i:02}" for i in range(25)]
+        for i, stem in enumerate(stems):
+            write_pair(folder, stem)
+            (folder / "masks" / f"{stem}.png").write_bytes(mask_of(i))
+        (folder / "train.txt").write_text("\n".join(stems))
+
+    return spoil
+
+
+def complaints(folder: Path, tmp_path: Path) -> list[str]:
     with pytest.raises(InputError) as caught:
         load_split(str(folder), "train", size=8, cache_dir=tmp_path / "cache")
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 12 and lines[-1] == "and 15 more"
+    return str(caught.value).splitlines()
+
+
+def test_one_complaint_of_many_files_is_one_line(folder, tmp_path, spoil):
+    lossy = encoded(noise(12, 16), "JPEG")
+    spoil(lambda i: lossy if i else b"")
+    assert complaints(folder, tmp_path) == [
+        "25 of 25 examples cannot be used:",
+        f"{folder}/masks/x00.png: cannot be read as an image "
+        f"(none of {', '.join(decoding.FORMATS)}); replace or remove it",
+        f"{folder}/masks: 24 files: a JPEG holds no exact labels; save the mask as PNG: "
+        "x01.png, x02.png, x03.png and 21 more",
+    ]
+
+
+def test_a_long_list_of_complaints_is_cut(folder, tmp_path, spoil):
+    spoil(lambda i: encoded(labels(5, 20 + i)))
+    lines = complaints(folder, tmp_path)
+    assert len(lines) == 12 and lines[-1] == "and 15 lines more"
 
 
 def test_two_at_once_decode_once(tmp_path):

@@ -47,6 +47,42 @@ def test_check_warns_of_what_may_not_be_meant(tmp_path):
     assert "1 masks have no image and are left out: p3" in result.stderr
 
 
+def test_check_tells_of_classes(tmp_path):
+    root = write_plain(tmp_path, [f"p{i}" for i in range(10)])
+    for path in (root / "masks").iterdir():
+        path.write_bytes(encoded(labels(12, 16) // 2))  # 0 and 1
+    (root / "classes.txt").write_text("sky\nroad [1]\ncar\nbike\n")
+    for split, names in (("train", range(6)), ("val", (6, 7)), ("test", (8, 9))):
+        (root / f"{split}.txt").write_text("\n".join(f"p{i}" for i in names))
+    (root / "masks" / "p8.png").write_bytes(encoded(np.full((12, 16), 2, np.uint8)))
+    result = run("check", root, "--task", "semantic")
+    assert result.exit_code == 0, result.stderr
+    rows = [[cell.strip() for cell in line.split("│")] for line in result.stdout.splitlines()]
+    assert ["", "1", "road [1]", "62.50% in 6", "62.50% in 2", "31.25% in 1", ""] in rows
+    assert ["", "train", "6", "0", ""] in rows
+    assert ["", "2", "car", "0.00% in 0", "0.00% in 0", "50.00% in 1", ""] in rows
+    assert "none of the 6 train masks holds car, bike" in result.stderr
+    assert "no train mask holds what test masks do, so it cannot be learnt: car" in result.stderr
+    assert "taken as: the index of a class, 255 is not labelled" in result.stdout
+
+
+def test_check_says_one_complaint_once(tmp_path):
+    root = write_plain(tmp_path, [f"p{i:02}" for i in range(12)])
+    for path in (root / "masks").iterdir():
+        path.write_bytes(encoded(noise(12, 16)))
+    result = run("check", root, "--task", "semantic")
+    assert result.exit_code == 2
+    first, last = result.stderr.splitlines()
+    assert first.startswith(f"{root}/masks: 12 files: holds colours (mode RGB)")
+    assert first.endswith("p00.png, p01.png, p02.png and 9 more")
+    assert "12 examples cannot be used" in last
+
+
+def test_check_refuses_labels_that_the_folder_does_not_have(tmp_path):
+    result = run("check", write_plain(tmp_path, ["a", "b", "c"]), "--labels", "species")
+    assert result.exit_code == 2 and "--labels species does not fit" in result.stderr
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_check_wants_an_image_for_each_split(tmp_path, count):
     result = run("check", write_plain(tmp_path, ["a", "b", "c"][:count]))
@@ -83,11 +119,11 @@ def test_check_says_what_is_missing(tmp_path):
     assert result.exit_code == 2 and "not a folder" in result.stderr
 
 
-@pytest.mark.parametrize("augment", [(), ("--augment",)])
-def test_show_draws_a_sheet(tmp_path, augment):
+@pytest.mark.parametrize("changes", [(), ("--augment",), ("--task", "semantic")])
+def test_show_draws_a_sheet(tmp_path, changes):
     out = tmp_path / "new" / "sheet.png"
     options = ("--data", "synthetic", "--out", out, "--count", 5, "--size", 40)
-    result = run("show", *options, *augment)
+    result = run("show", *options, *changes)
     assert result.exit_code == 0, result.stderr
     with Image.open(out) as image:
         assert image.size == (3 * 42, 2 * 42)

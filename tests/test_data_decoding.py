@@ -6,6 +6,7 @@ import pytest
 from pictures import PETS, encoded, labels, needs_pets, noise
 from PIL import Image
 
+from eqxunet.data.classes import Classes
 from eqxunet.data.decoding import (
     MAX_PIXELS,
     decode,
@@ -15,7 +16,7 @@ from eqxunet.data.decoding import (
     resize_image,
     resize_pair,
 )
-from eqxunet.data.source import Example
+from eqxunet.data.example import Example
 from eqxunet.errors import InputError
 
 GREY = noise(5, 7)[..., 0]
@@ -189,7 +190,8 @@ def test_flipped_bytes_raise_nothing_but_input_errors():
 
 
 def test_trimap_keeps_its_values():
-    np.testing.assert_array_equal(read_mask(encoded(labels(4, 9)), "x")[0], labels(4, 9))
+    found, _ = read_mask(encoded(labels(4, 9)), "x", "trimap", Classes())
+    np.testing.assert_array_equal(found, labels(4, 9))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_trimap_keeps_its_values():
 )
 def test_unknown_trimap_values_are_named(mask, found):
     with pytest.raises(InputError, match=rf"^m\.png: .*{found}"):
-        read_mask(encoded(mask), "m.png")
+        read_mask(encoded(mask), "m.png", "trimap", Classes())
 
 
 MARKED = np.array([[0, 1], [255, 0]], np.uint8)
@@ -221,16 +223,16 @@ MARKED = np.array([[0, 1], [255, 0]], np.uint8)
     ],
 )
 def test_binary_masks(mask):
-    trimap, _ = read_mask(encoded(mask), "x", "binary")
-    np.testing.assert_array_equal(trimap, [[2, 1], [1, 2]])
+    found, _ = read_mask(encoded(mask), "x", "mask", Classes())
+    np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
 
 
 def test_binary_mask_with_a_palette_goes_by_colour():
     image = Image.frombytes("P", (2, 2), bytes([1, 0, 2, 1]))
     image.putpalette([255, 0, 0, 0, 0, 0, 0, 0, 9])
-    trimap, values = read_mask(encoded(image), "x", "binary")
-    np.testing.assert_array_equal(trimap, [[2, 1], [1, 2]])
-    assert values == ("0", "#000009", "#ff0000")
+    found, values = read_mask(encoded(image), "x", "mask", Classes())
+    np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
+    assert values == {"0": 0.5, "#000009": 0.25, "#ff0000": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -245,12 +247,12 @@ def test_binary_mask_with_a_palette_goes_by_colour():
     ],
 )
 def test_the_values_of_a_mask_are_told(mask, values):
-    assert read_mask(encoded(mask), "x", "binary")[1] == values
+    assert tuple(read_mask(encoded(mask), "x", "mask", Classes())[1]) == values
 
 
 def test_what_a_mask_holds_goes_with_the_pixels():
     mask = decode(Example(RGB, labels(5, 7), "x")).mask
-    assert mask.values == ("1", "2", "3")
+    assert mask.values == {str(v): pytest.approx(np.mean(labels(5, 7) == v)) for v in (1, 2, 3)}
     assert mask.foreground == pytest.approx(np.mean(labels(5, 7) == 1))
     assert mask.background == pytest.approx(np.mean(labels(5, 7) == 2))
 
@@ -271,7 +273,7 @@ def test_postscript_starts_no_other_program(tmp_path, monkeypatch):
 
 def test_a_lossy_mask_is_refused():
     with pytest.raises(InputError, match=r"^m\.png: .*JPEG.*PNG"):
-        read_mask(encoded(MARKED, "JPEG"), "m.png", "binary")
+        read_mask(encoded(MARKED, "JPEG"), "m.png", "mask", Classes())
 
 
 def test_a_mask_of_another_size_is_named():
@@ -305,7 +307,7 @@ def test_resizing_squashes_to_a_square():
 
 def test_examples_come_in_order_with_errors_in_their_place():
     class Source:
-        identity, notes = "three", ()
+        identity, kind, classes, notes = "three", "trimap", Classes(), ()
 
         def __len__(self):
             return 3

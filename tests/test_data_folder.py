@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_plain
 
+from eqxunet.data.classes import Classes
 from eqxunet.data.decoding import decode
 from eqxunet.data.folder import open_folder, scan_folder
 from eqxunet.data.source import open_source
@@ -31,7 +32,7 @@ def test_oxford_layout_splits_by_its_lists(tmp_path):
 def test_an_example_holds_the_files_bytes(tmp_path):
     root = write_oxford(tmp_path, ["a", "b"], ["c"])
     example = open_folder(root, "test")[0]
-    assert (example.name, example.labels) == ("c", "trimap")
+    assert (example.name, example.kind) == ("c", "trimap")
     image, trimap, _ = decode(example)
     np.testing.assert_array_equal(image, noise(12, 16, seed=2))
     np.testing.assert_array_equal(trimap, labels(12, 16))
@@ -40,8 +41,8 @@ def test_an_example_holds_the_files_bytes(tmp_path):
 def test_plain_masks_are_background_where_black(tmp_path):
     root = write_plain(tmp_path, ["a"])
     in_train(root, "a")
-    _, trimap, _ = decode(open_folder(root, "train")[0])
-    np.testing.assert_array_equal(trimap, np.where(labels(12, 16) == 2, 2, 1))
+    _, mask, _ = decode(open_folder(root, "train")[0])
+    np.testing.assert_array_equal(mask, labels(12, 16) != 2)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,52 @@ def no_images(root: Path) -> str:
 
 def no_mask_folder(root: Path) -> str:
     (root / "masks").rename(root / "mask")
+    return "masks: no such folder; rename mask to masks"
+
+
+def image_folder_in_singular(root: Path) -> str:
+    (root / "images").rename(root / "Image")
+    return "images: no such folder; rename Image to images"
+
+
+def annotations_for_masks(root: Path) -> str:
+    (root / "masks").rename(root / "annotations")
+    (root / "labels").mkdir()
+    return "masks: no such folder; rename annotations or labels to masks"
+
+
+def nothing_alike(root: Path) -> str:
+    (root / "masks").rename(root / "other")
     return "masks: no such folder; expected images/ with masks/ or annotations/trimaps/"
+
+
+def masks_with_a_suffix(root: Path) -> str:
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    return "masks: 3 masks are called NAME_mask, as a_mask.png for a.png; call .* image, a.png"
+
+
+def masks_with_a_prefix(root: Path) -> str:
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_stem(f"gt {path.stem}"))
+    return "masks: 3 masks are called gt NAME, as gt a.png for a.png"
+
+
+def one_mask_with_a_suffix(root: Path) -> str:
+    for stem, other in (("a", "a_mask"), ("b", "b2")):
+        (root / "masks" / f"{stem}.png").rename(root / "masks" / f"{other}.png")
+    return "masks: no mask for a, b; add them as NAME.png"
+
+
+def masks_as_arrays(root: Path) -> str:
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_suffix(".npy"))
+    return r"masks: no image in it, but 3 arrays: a.npy, b.npy, c.npy; save them as PNG, as Image"
+
+
+def a_mask_as_an_array(root: Path) -> str:
+    (root / "masks" / "b.png").rename(root / "masks" / "b.npy")
+    return r"masks: 1 masks are no images: b.npy; save them as PNG, as Image.fromarray\(array"
 
 
 def absent_in_a_list(root: Path) -> str:
@@ -258,6 +304,14 @@ def linked_folder(root: Path) -> str:
         missing_masks,
         no_images,
         no_mask_folder,
+        image_folder_in_singular,
+        annotations_for_masks,
+        nothing_alike,
+        masks_with_a_suffix,
+        masks_with_a_prefix,
+        one_mask_with_a_suffix,
+        masks_as_arrays,
+        a_mask_as_an_array,
         absent_in_a_list,
         extensions_in_a_list,
         twice_in_a_list,
@@ -331,17 +385,18 @@ def test_data_that_is_nothing_known(data):
 
 def test_oxford_iiit_pet_is_looked_for_in_the_data_dir(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "eqxunet.data.oxford.OxfordPets", lambda *given, **options: Asked(given, options)
+        "eqxunet.data.source.OxfordPets", lambda *given, **options: Asked(given, options)
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     source = open_source("oxford_iiit_pet", "val", data_dir=Path("~/sets"), limit=3)
-    assert source.given == ("val", tmp_path / "sets") and source.options == {"limit": 3}
+    assert source.given == ("val", tmp_path / "sets")
+    assert source.options == {"kind": "trimap", "limit": 3}
 
 
 class Asked:
     """A source that keeps what it was asked for."""
 
-    identity, notes = "", ()
+    identity, kind, classes, notes = "", "trimap", Classes(), ()
 
     def __init__(self, given, options):
         self.given, self.options = given, options

@@ -49,7 +49,10 @@ REFUSED = {
     "1 and 2": ([[[1, 2]]], r"no background \(values: 1, 2\), .* annotations/trimaps/"),
     "1, 2 and 3": ([[[1, 2]], [[3, 2]]], "have no background .* annotations/trimaps/"),
     "white alone": ([[[255]]], "have no background .* save them with background 0$"),
-    "one class and unlabelled": ([[[0, 1], [255, 0]]], "4 of the 4 .* 255 beside class indices"),
+    "one class and unlabelled": (
+        [[[0, 1], [255, 0]]],
+        "4 of the 4 .* class indices .* --task semantic, where 255",
+    ),
     "classes and unlabelled": ([[[0, 1], [255, 2]], [[0, 1]]], "2 of the 4 .* 255 beside"),
     "a high class and unlabelled": ([[[0, 15], [255, 0]]], r"4 of the 4 .* \(0, 15, 255\)"),
     "empty": ([[[0]]], "all empty .* nothing to learn"),
@@ -65,8 +68,11 @@ def test_what_cannot_be_meant_is_refused(tmp_path, masks, message):
 
 
 WARNED = {
-    "class indices": ([[[0, 1], [2, 3]]], "4 of the 4 .* all count as foreground: 1, 2, 3$"),
-    "smooth edges": ([[[0, 90], [191, 255]]], "all count as foreground: 90, 191, 255$"),
+    "class indices": (
+        [[[0, 1], [2, 3]]],
+        r"4 of the 4 .*: 1, 2, 3 \(in a, b, c and 1 more\); .* --task semantic$",
+    ),
+    "smooth edges": ([[[0, 90], [191, 255]]], "all count as foreground: 90, 191, 255"),
     "one without background": ([[[0, 1]], [[1, 1]]], "2 of the 4 train masks have no background$"),
     "the wrong way round": ([[[1] * 16, [1] * 15 + [0]]], "97% of the pixels .* exchanged"),
 }
@@ -101,15 +107,23 @@ def test_trimaps_without_pets_are_refused(tmp_path):
 
 
 def test_a_summary_counts():
-    masks = [
-        Mask(("0", "255"), 0.25, 0.75),
-        Mask(("0", "1", "255"), 0.5, 0.5),
-        Mask(("0",), 0.0, 1.0),
-        Mask(("7", "transparent"), 1.0, 0.0),
-    ]
-    summary = MaskSummary.of(masks, "binary")
+    masks = {
+        "a": Mask({"0": 0.75, "255": 0.25}, 0.25, 0.75),
+        "b": Mask({"0": 0.5, "1": 0.25, "255": 0.25}, 0.5, 0.5),
+        "c": Mask({"0": 1.0}, 0.0, 1.0),
+        "d": Mask({"7": 0.5, "transparent": 0.5}, 1.0, 0.0),
+    }
+    summary = MaskSummary.of(masks, "mask")
     assert summary == MaskSummary(
-        "binary", 4, {"0": 3, "255": 2, "1": 1, "7": 1, "transparent": 1}, 0.4375, 1, 1, 1, 1
+        "mask",
+        4,
+        {"0": 3, "255": 2, "1": 1, "7": 1, "transparent": 1},
+        {"0": 0.5625, "255": 0.125, "1": 0.0625, "7": 0.125, "transparent": 0.125},
+        0.4375,
+        1,
+        1,
+        ["b"],
+        1,
     )
     assert MaskSummary(**dataclasses.asdict(summary)) == summary
     assert summary.describe()[0] == (
@@ -118,12 +132,12 @@ def test_a_summary_counts():
 
 
 def test_254_levels_are_an_edge_and_no_classes():
-    levels = tuple(map(str, range(256)))
-    assert MaskSummary.of([Mask(levels, 0.5, 0.5)], "binary").indexed == 0
+    levels = {str(level): 1 / 256 for level in range(256)}
+    assert MaskSummary.of({"a": Mask(levels, 0.5, 0.5)}, "mask").indexed == 0
 
 
 def test_arrays_of_0_and_1_are_no_trimaps():
     masks = np.zeros((2, 4, 4), np.uint8)
     masks[:, 1] = 1
-    with pytest.raises(InputError, match=r"values \[0, 1\]: .* np.where\(mask, 1, 2\)"):
+    with pytest.raises(InputError, match=r'values 0, 1, where 1 to 3 .* kind="mask" takes masks'):
         Split(np.zeros((2, 4, 4, 3), np.uint8), masks, ("a", "b"))

@@ -20,6 +20,7 @@ from filelock import FileLock
 from PIL import Image
 
 from eqxunet.data import oxford, oxford_builder
+from eqxunet.data.decoding import decode
 from eqxunet.data.oxford import Archive, OxfordPets, prepare
 from eqxunet.errors import BusyError, InputError, IntegrityError, UnavailableError
 
@@ -217,6 +218,15 @@ def test_splits_are_cut_from_the_sorted_official_lists(prepared):
     limited = OxfordPets("train", prepared, limit=4)
     assert [limited[i].name for i in range(len(limited))] == names["train"][:4]
     assert limited.identity != splits["train"].identity
+
+
+def test_species_are_those_of_the_lists(prepared):
+    train = OxfordPets("train", prepared, kind="species")
+    assert train.classes.names == ("background", "cat", "dog")
+    for example in map(train.__getitem__, range(len(train))):
+        pet = 1 if example.name[0] == "A" else 2
+        expected = np.select([trimap(example.name) == v for v in (1, 3)], [pet, pet + 2])
+        np.testing.assert_array_equal(decode(example).labels, expected)
 
 
 def test_whole_files_come_as_they_are(prepared):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -11,25 +12,33 @@ import pytest
 
 from eqxunet import predict
 from eqxunet.data.cache import Split
-from eqxunet.evaluation import evaluate, per_image, summarise
-from eqxunet.models import AbstractUNet
+from eqxunet.evaluation import per_image, score, summarise
+from eqxunet.models import AbstractEncoder, UNet
+from eqxunet.tasks import Binary
+from eqxunet.tasks.metrics import Counts
 
+BINARY = Binary("trimap")
 RNG = np.random.default_rng(0)
 
 
-class Reddish(AbstractUNet):
-    """Predicts foreground with the probability that is the red channel."""
+class Reddish(AbstractEncoder):
+    """One map, of the image's size: the logit of the red channel."""
 
-    size: int = eqx.field(static=True)
+    in_channels: ClassVar[int] = 3
+    channels: ClassVar[tuple[int, ...]] = (1,)
+    strides: ClassVar[tuple[int, ...]] = (1,)
+    has_pretrained_weights: ClassVar[bool] = False
 
     def __call__(self, image, state):
         red = jnp.clip(image[..., :1], 1e-6, 1 - 1e-6)
-        return jnp.log(red) - jnp.log1p(-red), state
+        return (jnp.log(red) - jnp.log1p(-red),), state
 
 
 @pytest.fixture
 def model():
-    return eqx.nn.make_with_state(Reddish)(8)
+    """Predicts foreground with the probability that is the red channel."""
+    model, state = eqx.nn.make_with_state(UNet)(Reddish(), size=8, key=jax.random.key(0))
+    return eqx.tree_at(lambda m: m.head.kernel, model, jnp.ones((1, 1, 1, 1))), state
 
 
 def split(count=7, size=8):
@@ -41,21 +50,21 @@ def split(count=7, size=8):
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 def test_scores_equal_sums_over_each_image(model, threshold):
     arrays = split()
-    scores = evaluate(*model, arrays, batch_size=3, threshold=threshold, border="ignore")
+    scores = score(*model, arrays, Binary("trimap", "ignore"), batch_size=3, threshold=threshold)
     pred = arrays.images[..., 0] / 255 >= threshold
     for border, mask, counted in (
         ("foreground", arrays.labels != 2, arrays.labels > 0),
         ("background", arrays.labels == 1, arrays.labels > 0),
         ("ignore", arrays.labels == 1, arrays.labels != 3),
     ):
-        counts = scores.counts[border]
+        counts = Counts(**Binary("trimap").columns(scores.by_border[border]))
         np.testing.assert_array_equal(counts.tp, (pred & mask & counted).sum((1, 2)))
         np.testing.assert_array_equal(counts.fp, (pred & ~mask & counted).sum((1, 2)))
         np.testing.assert_array_equal(counts.fn, (~pred & mask & counted).sum((1, 2)))
         np.testing.assert_array_equal(counts.tn, (~pred & ~mask & counted).sum((1, 2)))
 
     summary = summarise(scores)
-    counts = scores.counts["ignore"]
+    counts = Counts(**Binary("trimap").columns(scores.confusion))
     iou = counts.tp / (counts.tp + counts.fp + counts.fn)
     assert summary["count"] == 7 and summary["border"] == "ignore"
     assert summary["iou"]["mean"] == pytest.approx(iou.mean())
@@ -66,14 +75,14 @@ def test_scores_equal_sums_over_each_image(model, threshold):
 
 def test_the_batch_size_does_not_matter(model):
     arrays = split()
-    one, whole = (evaluate(*model, arrays, batch_size=size) for size in (1, 7))
-    assert eqx.tree_equal(one.counts, whole.counts)
+    one, whole = (score(*model, arrays, BINARY, batch_size=size) for size in (1, 7))
+    assert eqx.tree_equal(one.by_border, whole.by_border)
     np.testing.assert_allclose(one.losses, whole.losses, rtol=1e-6)
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says(model):
     """Of intervals from 200 normal samples of 100, about 95% cover the true mean."""
-    from eqxunet.evaluation import _mean_with_interval
+    from eqxunet.evaluation.scoring import _mean_with_interval
 
     covered = 0
     for _ in range(200):
@@ -83,12 +92,12 @@ def test_the_interval_covers_the_mean_as_often_as_it_says(model):
 
 
 def test_one_image_has_no_interval(model):
-    assert summarise(evaluate(*model, split(1)))["iou"]["ci95"] is None
+    assert summarise(score(*model, split(1), BINARY))["iou"]["ci95"] is None
 
 
 def test_rows_per_image(model):
     arrays = split()
-    scores = evaluate(*model, arrays)
+    scores = score(*model, arrays, BINARY)
     rows = per_image(scores)
     assert [row["name"] for row in rows] == list(arrays.names)
     assert list(rows[0])[:7] == ["name", "iou", "dice", "tp", "fp", "fn", "tn"]
@@ -99,7 +108,7 @@ def test_rows_per_image(model):
 
 def test_progress_ends_at_all_images(model):
     calls = []
-    evaluate(*model, split(), batch_size=3, progress=lambda *call: calls.append(call))
+    score(*model, split(), BINARY, batch_size=3, progress=lambda *call: calls.append(call))
     assert calls == [(3, 7), (6, 7), (7, 7)]
 
 
@@ -125,5 +134,7 @@ def test_models_in_training_mode_are_refused_outside_a_batch():
     from eqxunet import ModelConfig, build
 
     model, state = build(ModelConfig(channels=(2, 3)), key=jax.random.key(0))
-    with pytest.raises(NameError, match="batch"):
+    with pytest.raises(
+        RuntimeError, match=r"batched\(model\).*axis_name=\"batch\".*inference_mode"
+    ):
         model(jnp.zeros((8, 8, 3)), state)

@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import parity
 import pytest
 from jax import lax
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from test_conv import in_a_process
 
-from eqxunet.models.fused import conv2d_of_relu, relu_of_conv2d
+from eqxunet.ops import conv2d_of_relu, relu_of_conv2d
 
 # (h, w, c_in, c_out), of the U-Nets' layers and odd ones.
 SHAPES = [(128, 128, 32, 32), (16, 16, 256, 256), (32, 32, 16, 16), (9, 13, 5, 7), (3, 2, 4, 4)]
@@ -131,43 +129,6 @@ def test_bfloat16_is_near():
     assert got.dtype == jnp.bfloat16
     want = plain_of_relu(x[0], scale, offset, kernel.astype(jnp.float32))
     parity.assert_close(got.astype(jnp.float32), want, 0.05, "output")
-
-
-def test_inside_shard_map():
-    """A kernel that all shards share gets the sum of their gradients."""
-    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Explicit,))
-    x, scale, offset, kernel, _, _ = draw(16, 16, 8, 8)
-
-    def loss(function, kernel, x):
-        out = jax.vmap(lambda x: function(x, scale, offset, kernel))(x)
-        return lax.psum(jnp.sum(out**2), "batch")
-
-    with jax.set_mesh(mesh):
-        sharded = jax.shard_map(
-            lambda kernel, x: jax.grad(lambda kernel: loss(conv2d_of_relu, kernel, x))(kernel),
-            in_specs=(P(), P("batch")), out_specs=P(),
-        )  # fmt: skip
-        got = jax.jit(sharded)(kernel, jax.device_put(x, jax.NamedSharding(mesh, P("batch"))))
-    want = jax.grad(
-        lambda kernel: jnp.sum(jax.vmap(lambda x: plain_of_relu(x, scale, offset, kernel))(x) ** 2)
-    )(kernel)
-    parity.assert_close(got, want, 1e-4, "gradient")
-
-
-def test_sharded_over_the_batch():
-    """On two host devices, among which XLA divides the program."""
-    flags = "--xla_force_host_platform_device_count=2"
-    in_a_process(__name__, "_check_sharded", XLA_FLAGS=flags)
-
-
-def _check_sharded():
-    assert jax.device_count() == 2
-    x, scale, offset, kernel, bias, g = draw(16, 16, 8, 8, batch=4)
-    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
-    over = jax.NamedSharding(mesh, P("batch"))
-    x, g = jax.device_put((x, g), over)
-    compare(conv2d_of_relu, plain_of_relu, g, x, scale, offset, kernel)
-    compare(relu_of_conv2d, plain_relu_of, g, x, kernel, bias)
 
 
 def test_without_native_kernels():

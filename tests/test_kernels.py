@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-CHECK = "from eqxunet.kernels import is_native; print(is_native())"
+CHECK = "from eqxunet.ops.kernels import is_native; print(is_native())"
 
 
 def run(tmp_path, **environment):

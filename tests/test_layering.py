@@ -1,8 +1,9 @@
-"""Imports run one way: data, weights -> models -> ... -> cli."""
+"""Imports run one way: data, ops, weights -> models -> tasks -> ... -> cli."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import eqxunet
@@ -11,13 +12,12 @@ PACKAGE = Path(eqxunet.__file__).parent
 ORDER = [
     {"errors"},
     {"config"},
-    {"data", "weights", "kernels"},
+    {"data", "weights", "ops"},
     {"models"},
-    {"losses", "metrics"},
-    {"optimizer", "statistics", "checkpoint"},
-    {"training", "evaluation"},
-    {"inference", "runs", "report"},
-    {"scores"},
+    {"tasks"},
+    {"evaluation"},
+    {"training", "report"},
+    {"runs"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -42,7 +42,7 @@ def test_imports_run_one_way():
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         here = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if here == "__init__":
+        if here in ("__init__", "__main__"):
             continue
         for there in imports(path):
             if there == here or there == "__version__" or (here, there) in ALLOWED:
@@ -52,17 +52,54 @@ def test_imports_run_one_way():
     assert not wrong
 
 
+def drawn():
+    """Every module of the package, with those that it imports, at its top or in its functions."""
+    paths = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        paths[".".join(parts).removesuffix(".__init__")] = path
+    graph = {module: set() for module in paths}
+    for module, path in paths.items():
+        package = path.relative_to(PACKAGE.parent).parts[:-1]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                above = package[: len(package) - node.level + 1]
+                there = ".".join([*above, *filter(None, [node.module])])
+                names = {f"{there}.{alias.name}" for alias in node.names}
+                graph[module] |= {name if name in paths else there for name in names}
+    return graph
+
+
+def test_no_imports_form_a_circle():
+    graph = drawn()
+    assert {"eqxunet.data.oxford", "eqxunet.data.folder"} <= graph["eqxunet.data.source"]
+    # Its error lists the modules of a circle, those in functions included.
+    TopologicalSorter(graph).prepare()
+
+
 def test_every_module_with_arrays_is_checked_by_the_hook():
     top = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()}
     unchecked = {"errors", "config", "cli"}
     assert set(eqxunet.CHECKED) == {n for n in top if n.isidentifier()} - unchecked - {
         "__init__",
+        "__main__",
         "__pycache__",
+        "py",
     }
     for name in unchecked:
         for path in [PACKAGE / f"{name}.py", *(PACKAGE / name).glob("*.py")]:
             if path.exists():
                 assert "jaxtyping" not in path.read_text(), path
+
+
+def test_jax_internals_stand_in_one_file_and_convolution_is_used_as_a_whole():
+    internal = ("jax.interpreters", "jax.extend", "manual_axis_type", "pcast")
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if path != PACKAGE / "ops" / "internals.py":
+            assert not any(name in text for name in internal), path
+        if "ops" not in path.relative_to(PACKAGE).parts:
+            assert ".ops." not in text, path
 
 
 def test_only_the_command_line_prints():

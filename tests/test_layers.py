@@ -27,6 +27,40 @@ def test_conv_pads_zeros_at_the_same_places_as_flax():
     parity.assert_close(conv(jnp.array(x)), want, 1e-5)
 
 
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2},
+        {"padding": "VALID"},
+        {"kernel_size": 7, "stride": 2, "padding": ((3, 3), (3, 3))},
+        {"kernel_size": 1},
+        {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 2, "stride": 2, "padding": "VALID"},
+    ],
+)
+def test_relu_before_and_after_a_conv_honour_its_options(options, use_bias):
+    conv = Conv(4, 6, use_bias=use_bias, key=jax.random.key(0), **options)
+    if use_bias:
+        conv = eqx.tree_at(lambda layer: layer.bias, conv, jnp.array(random(6, seed=1)))
+    x, scale, offset = map(jnp.array, (random(18, 20, 4), random(4, seed=2), random(4, seed=3)))
+
+    def gradients(function):
+        return jax.grad(lambda inputs: jnp.sum(jnp.sin(function(*inputs))))((conv, x))
+
+    for mine, plain in (
+        (lambda conv, x: conv.then_relu(x), lambda conv, x: jax.nn.relu(conv(x))),
+        (
+            lambda conv, x: conv.of_relu(x, scale, offset),
+            lambda conv, x: conv(jax.nn.relu(x * scale + offset)),
+        ),
+    ):
+        parity.assert_close(mine(conv, x), plain(conv, x), 1e-5)
+        for a, b in zip(*map(jax.tree.leaves, map(gradients, (mine, plain))), strict=True):
+            parity.assert_close(a, b, 1e-4)
+
+
 def test_conv_transpose_does_not_flip_the_kernel():
     up = ConvTranspose(3, 4, key=jax.random.key(0))
     up = eqx.tree_at(lambda layer: layer.bias, up, jnp.array(random(4, seed=1)))

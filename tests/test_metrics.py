@@ -31,9 +31,16 @@ def test_any_nonzero_value_is_foreground():
 
 
 def test_pixels_left_out_do_not_count():
-    counted = RNG.random((9, 7)) < 0.5
-    counts = metrics.count(PRED[0], MASK[0], counted)
-    assert sum(int(c) for c in counts) == counted.sum()
-    assert counts.tp == (PRED[0] & MASK[0] & counted).sum()
-    assert counts.fp == (PRED[0] & ~MASK[0] & counted).sum()
-    assert counts.accuracy == pytest.approx((PRED[0] == MASK[0])[counted].mean())
+    valid = RNG.random((9, 7)) < 0.5
+    counts = metrics.count(PRED[0], MASK[0], valid)
+    assert sum(int(c) for c in counts) == valid.sum()
+    assert counts.tp == (PRED[0] & MASK[0] & valid).sum()
+    assert counts.fp == (PRED[0] & ~MASK[0] & valid).sum()
+    assert counts.accuracy == pytest.approx((PRED[0] == MASK[0])[valid].mean())
+
+
+def test_probabilities_are_refused():
+    with pytest.raises(ValueError, match="pred is float32: compare"):
+        metrics.iou(PRED[0].astype(np.float32), MASK[0])
+    with pytest.raises(ValueError, match="mask is float64"):
+        metrics.dice(PRED[0], MASK[0].astype(np.float64))

@@ -1,4 +1,6 @@
-"""The two U-Nets: sizes, state, names, errors."""
+"""The U-Net: sizes, state, names, errors."""
+
+from typing import get_args
 
 import equinox as eqx
 import jax
@@ -7,7 +9,10 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from eqxunet import ModelConfig, build, from_flax
+from eqxunet.config import Encoder
 from eqxunet.errors import IntegrityError
+from eqxunet.models import ENCODERS, PlainEncoder, UNet
+from eqxunet.models.decoder import Decoder, count_blocks
 from eqxunet.models.leaves import named_leaves, named_state, replace_leaves, replace_state
 
 SMALL = ModelConfig(channels=(4, 6, 8))
@@ -39,6 +44,75 @@ def test_images_of_another_shape_raise(small, shape):
         small[0](jnp.zeros(shape), small[1])
 
 
+@pytest.mark.parametrize("in_channels", [1, 5])
+def test_images_have_the_channels_of_the_encoder(in_channels):
+    def make():
+        encoder = PlainEncoder(in_channels, (4, 6), key=jax.random.key(0))
+        return UNet(encoder, size=8, key=jax.random.key(1))
+
+    model, state = eqx.nn.make_with_state(make)()
+    model = eqx.nn.inference_mode(model)
+    logits, _ = eqx.filter_eval_shape(model, jnp.zeros((8, 9, in_channels)), state)
+    assert logits.shape == (8, 9, 1)
+    with pytest.raises(TypeCheckError):
+        eqx.filter_eval_shape(model, jnp.zeros((8, 9, 3)), state)
+
+
+def test_every_name_of_the_configuration_has_its_encoder():
+    assert tuple(ENCODERS) == get_args(Encoder)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_logit_for_each_output(encoder):
+    config = ModelConfig(encoder=encoder)
+    model, state = eqx.filter_eval_shape(build, config, outputs=4, key=jax.random.key(0))
+    logits, _ = eqx.filter_eval_shape(eqx.nn.inference_mode(model), jnp.zeros((33, 40, 3)), state)
+    assert logits.shape == (33, 40, 4)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_encoders_make_the_maps_that_they_declare(encoder):
+    make = lambda: ENCODERS[encoder](ModelConfig(encoder=encoder), jax.random.key(0))  # noqa: E731
+    model, state = eqx.filter_eval_shape(eqx.nn.make_with_state(make))
+    image = jnp.zeros((64, 96, model.in_channels))
+    maps, _ = eqx.filter_eval_shape(eqx.nn.inference_mode(model), image, state)
+    assert [x.shape for x in maps] == [
+        (64 // stride, 96 // stride, channels)
+        for stride, channels in zip(model.strides, model.channels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("channels", "strides", "decoded", "skips"),
+    [
+        ((32, 64, 128, 256), (1, 2, 4, 8), [128, 64, 32], (2, 1, 0)),
+        ((64, 128, 256, 512), (4, 8, 16, 32), [256, 128, 64, 32, 16], (2, 1, 0, None, None)),
+        ((16, 24, 40, 112, 320), (2, 4, 8, 16, 32), [112, 40, 24, 16, 8], (3, 2, 1, 0, None)),
+        ((6, 7), (2, 8), [4, 6, 3], (None, 0, None)),
+        ((5,), (1,), [], ()),
+    ],
+)
+def test_a_decoder_fits_the_pyramid(channels, strides, decoded, skips):
+    keys = jax.random.split(jax.random.key(0), 6)[: count_blocks(strides)]
+    decoder = eqx.filter_eval_shape(Decoder, channels, strides, keys=keys)
+    assert [up.up.kernel.shape[-1] for up in decoder.up] == decoded
+    assert [up.block.conv2.kernel.shape[-1] for up in decoder.up] == decoded
+    assert decoder.skips == skips
+    assert decoder.out_channels == [*channels[-1:], *decoded][-1]
+
+
+@pytest.mark.parametrize("strides", [(), (3,), (2, 2), (4, 2), (0, 1)])
+def test_strides_that_no_decoder_fits(strides):
+    with pytest.raises(ValueError, match="rising powers of two"):
+        count_blocks(strides)
+
+
+def test_models_print_in_a_line(small):
+    assert repr(small[0]) == "UNet(PlainEncoder 4-6-8, 1 output, 3,619 parameters)"
+    frozen = jax.tree.map(lambda _: None, small[0])
+    assert str(frozen) == "UNet(PlainEncoder 4-6-8, 1 output, 0 parameters)"
+
+
 def test_parameter_counts():
     def size(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree) if hasattr(leaf, "size"))
@@ -67,7 +141,7 @@ def test_named_leaves_are_replaced_and_others_stay(small):
     changed = replace_leaves(model, new)
     assert changed.head.bias == 7
     assert changed.head.kernel is model.head.kernel
-    name = "down.0.block.norm1.running.mean"
+    name = "encoder.levels.0.norm1.running.mean"
     clone = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(state))
     changed_state = replace_state(model, clone, {name: jnp.full(4, 3.0)})
     assert (named_state(model, changed_state)[name] == 3).all()

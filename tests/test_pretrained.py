@@ -229,11 +229,11 @@ def test_converted_file_gives_the_same(tmp_path, file, loaded, random_encoder):
 def test_in_a_unet_only_the_encoder_changes(file, loaded):
     model = filled(lambda: unet(encoder="resnet10"))
     got = load_resnet10(model, file)
-    assert eqx.tree_equal(got.encoder, loaded)
+    assert eqx.tree_equal(got.encoder.resnet, loaded)
     old, new = named_leaves(model), named_leaves(got)
     assert old.keys() == new.keys()
     changed = {path for path in old if not np.array_equal(old[path], new[path])}
-    assert changed == {f"encoder.{path}" for path in PATHS.values()}
+    assert changed == {f"encoder.resnet.{path}" for path in PATHS.values()}
     assert jax.tree.structure(model) == jax.tree.structure(got)
 
 
@@ -258,7 +258,7 @@ def test_other_models_are_refused(file):
     with pytest.raises(InputError, match=r"stage sizes \(1, 1, 1, 1\), not \(2, 2, 2, 2\)"):
         load_resnet10(deeper, file)
     plain = filled(lambda: unet(encoder="scratch", channels=(4, 8)))
-    with pytest.raises(InputError, match="not a UNet"):
+    with pytest.raises(InputError, match="not a UNet with a PlainEncoder"):
         load_resnet10(plain, file)
 
 

@@ -13,9 +13,10 @@ from eqxunet import ModelConfig, TrainConfig, build, precise_statistics
 from eqxunet.data.augment import augment, to_float
 from eqxunet.data.batches import batches
 from eqxunet.data.cache import Split
-from eqxunet.evaluation import evaluate
+from eqxunet.evaluation import score
 from eqxunet.models import batched
 from eqxunet.models.layers import BatchNorm
+from eqxunet.tasks import Binary
 from eqxunet.training import fit, initialise, with_precise_statistics
 
 SMALL = ModelConfig(channels=(4, 6, 8))
@@ -41,7 +42,7 @@ def test_the_first_layers_statistics_are_those_of_all_its_pixels():
     model, state = build(SMALL, key=jax.random.key(0))
     images = noise(3, 4)
     first = running(model, precise_statistics(model, state, images))[0]
-    x = jax.vmap(model.down[0].block.conv1)(images.reshape(-1, 16, 16, 3))
+    x = jax.vmap(model.encoder.levels[0].conv1)(images.reshape(-1, 16, 16, 3))
     parity.assert_close(first["mean"], np.mean(x, (0, 1, 2)), 1e-5)
     parity.assert_close(first["var"], np.var(x, (0, 1, 2)), 1e-5)
 
@@ -74,7 +75,7 @@ def test_statistics_that_were_not_finite_are_left_behind():
 
 def test_a_layer_in_inference_mode_keeps_its_statistics():
     model, state = build(SMALL, key=jax.random.key(0))
-    model = eqx.tree_at(lambda m: m.down[0].block.norm1.inference, model, True)
+    model = eqx.tree_at(lambda m: m.encoder.levels[0].norm1.inference, model, True)
     before = running(model, state)
     after = running(model, precise_statistics(model, state, noise(2, 4)))
     assert eqx.tree_equal(before[0], after[0])
@@ -104,15 +105,15 @@ def started(split, **changes):
     config = TrainConfig(batch_size=8, lr=3e-3, augment=False)
     config = dataclasses.replace(config, **changes)
     model, state = build(ModelConfig(channels=(8, 16, 32), size=32), key=jax.random.key(0))
-    return initialise(model, state, config, total_steps=48)
+    return initialise(model, state, config, Binary("trimap"), total_steps=48)
 
 
 @pytest.mark.parametrize("augmented", [False, True])
 def test_training_takes_them_over_the_batches_to_come_half_of_them_augmented(augmented):
     split = discs(128)
-    fixed, train_state = started(split, augment=augmented)
+    trainer, train_state = started(split, augment=augmented)
     train_state = dataclasses.replace(train_state, step=jnp.asarray(5, jnp.int32))
-    got = with_precise_statistics(fixed, train_state, split)
+    got = with_precise_statistics(trainer, train_state, split)
     images = []
     stream = batches(split, 8, seed=0, start=5)
     for step in (5, 6):  # an eighth of 16 steps
@@ -125,7 +126,7 @@ def test_training_takes_them_over_the_batches_to_come_half_of_them_augmented(aug
             images[-1] = images[-1].at[::2].set(to_float(batch.images[::2]))
         else:
             images.append(to_float(batch.images))
-    model = fixed.model(train_state)
+    model = trainer.model(train_state)
     want = precise_statistics(model, train_state.state, images)
     for a, b in zip(*(jax.tree.leaves(running(model, s)) for s in (got.state, want)), strict=True):
         parity.assert_close(a, b, 1e-5)
@@ -145,10 +146,10 @@ def test_they_take_an_eighth_of_the_steps_within_bounds(
         sizes.extend(len(part) for part in images)
         return state
 
-    monkeypatch.setattr("eqxunet.training.precise_statistics", taken)
+    monkeypatch.setattr("eqxunet.training.loop.precise_statistics", taken)
     split = discs(count, size=8)
-    fixed, train_state = started(split, batch_size=batch_size, accumulate=accumulate)
-    with_precise_statistics(fixed, train_state, split)
+    trainer, train_state = started(split, batch_size=batch_size, accumulate=accumulate)
+    with_precise_statistics(trainer, train_state, split)
     assert sizes == [batch_size // accumulate] * batches_taken
 
 
@@ -162,18 +163,18 @@ def test_a_short_run_scores_what_its_weights_can():
     val = dataclasses.replace(
         val, images=val.images[64:], labels=val.labels[64:], names=val.names[64:]
     )
-    fixed, train_state = started(train)
+    trainer, train_state = started(train)
     everything = to_float(train.images.reshape(8, 8, 32, 32, 3))
     scores = []
-    for trained, _ in fit(fixed, train_state, train, total_steps=48):
+    for trained, _ in fit(trainer, train_state, train):
         if trained.step % 8 == 0:
-            model = fixed.model(trained)
-            few = with_precise_statistics(fixed, trained, train).state
+            model = trainer.model(trained)
+            few = with_precise_statistics(trainer, trained, train).state
             whole = precise_statistics(model, trained.state, everything)
             inference = eqx.nn.inference_mode(model)
             scores.append(
                 [
-                    evaluate(inference, s, val).counts["foreground"].iou.mean()
+                    score(inference, s, val, trainer.task).iou.mean()
                     for s in (trained.state, few, whole)
                 ]
             )

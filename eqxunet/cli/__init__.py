@@ -10,12 +10,29 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from .. import __version__
 from ..errors import EqxunetError
-from .console import errors
+from .console import console, errors
 from .data import data_app
 from .evaluate import evaluate
 from .train import train
 from .weights import weights_app
+
+# What other programs call these options.
+_OTHER_NAMES = {
+    "--architecture": "--encoder",
+    "--backbone": "--encoder",
+    "--batch": "--batch-size",
+    "--checkpoint": "--run",
+    "--dataset": "--data",
+    "--image-size": "--size",
+    "--img-size": "--size",
+    "--imgsz": "--size",
+    "--learning-rate": "--lr",
+    "--max-steps": "--steps",
+    "--model": "--encoder",
+    "--output": "--out",
+}
 
 
 class _Group(TyperGroup):
@@ -44,6 +61,11 @@ class _Group(TyperGroup):
                 code, message = 6, f"{error}; free or name another place and try again"
             errors.print(f"[red]error:[/] {escape(message)}")
             raise typer.Exit(code) from None
+        except Exception as error:
+            # Typer's error about an unknown option proposes names that are spelt alike.
+            if other := _OTHER_NAMES.get(getattr(error, "option_name", "")):
+                error.possibilities = [other]  # pyright: ignore[reportAttributeAccessIssue]
+            raise
 
     def parse_args(self, ctx, args):
         # `train --debug` works as well as `--debug train`.
@@ -63,7 +85,7 @@ def _use_huge_pages() -> None:
         platform.libc_ver()[0] != "glibc"
         or os.environ.get("EQXUNET_HUGE_PAGES") == "0"
         or "glibc.malloc.hugetlb" in tunables
-        or "--help" in sys.argv
+        or {"--help", "-h", "--version"} & set(sys.argv)
     ):
         return
     setting = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
@@ -75,15 +97,28 @@ def _use_huge_pages() -> None:
 
 
 app = typer.Typer(
-    cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        console.print(f"eqxunet {__version__}")
+        raise typer.Exit()
 
 
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
 ) -> None:
-    """Segments images into foreground and background with U-Nets in JAX and Equinox."""
+    """Segments images with U-Nets in JAX and Equinox."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "eqxunet", "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -1,12 +1,10 @@
 """The terminal: consoles, progress bars, and what several commands say."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,13 +17,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-
-from ..config import DATASETS
-
-if TYPE_CHECKING:
-    from ..data.cache import Split
-    from ..data.source import SplitName
-    from ..runs import RunConfig
 
 _LINE_SECONDS = 60.0  # between two lines about steps where there is no bar
 
@@ -106,46 +97,10 @@ def _progress(*columns: ProgressColumn) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def prepare_oxford(data_dir: Path, archives: Path | None = None) -> None:
-    """Prepares Oxford-IIIT Pet, unless it is there already, with a bar."""
-    # While it is imported, TFDS replaces `__import__`, which the bar's thread would run into.
-    from tensorflow_datasets.datasets.oxford_iiit_pet import (  # noqa: F401
-        oxford_iiit_pet_dataset_builder,
-    )
-
-    from ..data.oxford import prepare
-
-    with progress_bar("preparing oxford_iiit_pet", unit="bytes") as progress:
-        prepare(data_dir, archives=archives, progress=progress)
-
-
 def program() -> str:
     """How the user called this program."""
     path = sys.argv[0]
     return f"python {path}" if path.endswith(".py") else Path(path).name
-
-
-def absolute(data: str) -> str:
-    """A dataset's name as it is, a path as an absolute one."""
-    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
-
-
-def load(config: "RunConfig", split: "SplitName") -> "Split":
-    """Loads a split as a run's configuration says, with a bar while it is decoded."""
-    from ..data.cache import load_split
-
-    data_dir = Path(config.data_dir).expanduser()
-    if config.data == "oxford_iiit_pet":
-        prepare_oxford(data_dir)
-    with progress_bar(f"decoding {split} images") as progress:
-        return load_split(
-            config.data,
-            split,
-            size=config.model.size,
-            data_dir=data_dir,
-            limit=config.limit,
-            progress=progress,
-        )
 
 
 def warn(texts: Iterable[str]) -> None:
@@ -159,7 +114,7 @@ def warn_of_damage(damaged: Sequence[str]) -> None:
     warn(f"a damaged checkpoint was passed over: {text}" for text in damaged)
 
 
-def shown(path: Path) -> str:
+def display(path: Path) -> str:
     """A path as the user would type it."""
     try:
         return str(path.relative_to(Path.cwd()))

@@ -1,14 +1,33 @@
 """`data`: prepare the official dataset, check a folder, show examples."""
 
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich import filesize
+from rich.markup import escape
 from rich.table import Table
 
-from ..config import DATA_DIR, SplitName
+from ..config import DATA_DIR, Labels, SplitName, TaskName
 from ..errors import InputError
-from .console import console, errors, prepare_oxford, progress_bar, shown, warn
+from .console import console, display, errors, progress_bar, warn
+
+if TYPE_CHECKING:
+    from ..data.check import Check
+    from ..data.entries import Entry
+
+_Task = Annotated[
+    TaskName,
+    typer.Option(help="binary tells foreground from background, semantic several classes."),
+]
+_Labels = Annotated[
+    Labels | None,
+    typer.Option(
+        help="What labels tell. Pets: trimap, or species (semantic). Folders: mask (binary), or "
+        "classes (semantic). By default what --task takes."
+    ),
+]
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepares, checks and shows datasets.")
 
@@ -22,55 +41,44 @@ def prepare(
     data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps its datasets.")] = DATA_DIR,
 ) -> None:
     """Downloads Oxford-IIIT Pet, or takes its archives, and prepares it for training."""
-    prepare_oxford(data_dir.expanduser(), archives)
-    console.print(f"oxford_iiit_pet is ready in {shown(data_dir.expanduser())}")
+    from ..runs.training import prepare_oxford
+    from .observer import Terminal
+
+    prepare_oxford(data_dir.expanduser(), Terminal(), archives)
+    console.print(f"oxford_iiit_pet is ready in {display(data_dir.expanduser())}")
 
 
 @data_app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="Folder in Oxford or plain layout.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of images/ with masks/, or in Oxford's layout.")
+    ],
+    task: _Task = "binary",
+    labels: _Labels = None,
 ) -> None:
     """Decodes every image and mask of a folder; says what cannot be used, and what masks hold."""
-    from ..data.decoding import decode, map_examples
-    from ..data.folder import open_folder, scan_folder
-    from ..data.masks import MaskSummary
+    from ..data.check import check_folder
+    from ..data.folder import open_folder
+    from ..data.source import label_kind
 
-    if not folder.is_dir():
-        raise InputError(f"{folder}: not a folder")
-    sources = scan_folder(folder)
-    everything = sources.pop("all")
-    masks = {}
-    bad = 0
+    kind = label_kind(str(folder), task=task, labels=labels)
     with progress_bar("checking images") as progress:
-        # Only what masks hold is kept, not the pixels.
-        found = map_examples(lambda example: (example.name, decode(example).mask), everything)
-        for done, result in enumerate(found, start=1):
-            if isinstance(result, InputError):
-                errors.print(str(result), markup=False)
-                bad += 1
-            else:
-                masks[result[0]] = result[1]
-            progress(done, len(everything))
-    table = Table("split", "examples", "unusable", "foreground", "empty masks", "full masks")
-    summaries = {}
-    for split, source in sources.items():
-        good = [masks[name] for name in source.names if name in masks]
-        summary = summaries[split] = MaskSummary.of(good, source.labels)
-        numbers = [len(source), len(source) - len(good), f"{summary.foreground:.1%}"]
-        table.add_row(split, *map(str, (*numbers, summary.empty, summary.full)))
-    console.print(table)
-    for line in MaskSummary.of(masks.values(), everything.labels).describe():
+        found = check_folder(folder, kind=kind, progress=progress)
+    for line in found.complaints:
+        errors.print(line, markup=False)
+    console.print(_splits_table(found))
+    if kind in ("classes", "species"):
+        console.print(_classes_table(found))
+    for line in found.everything.describe():
         console.print(line, markup=False, soft_wrap=True)
-    warn(everything.notes)
-    if bad:
-        raise InputError(f"{folder}: {bad} examples cannot be used; replace or remove them")
-    for split, summary in summaries.items():
-        try:
-            warn(f"{folder}: {warning}" for warning in summary.check(split))
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from error
+    warn(found.notes)
+    if found.complaints:
+        raise InputError(
+            f"{folder}: {found.unusable} examples cannot be used; replace or remove them"
+        )
+    warn(f"{folder}: {warning}" for warning in found.judge())
     for split in ("train", "val"):  # without which nothing can be trained
-        open_folder(folder, split)
+        open_folder(folder, split, kind=kind)
 
 
 @data_app.command()
@@ -80,14 +88,18 @@ def show(
         str, typer.Option(help="oxford_iiit_pet, synthetic, or a folder.")
     ] = "oxford_iiit_pet",
     data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = DATA_DIR,
-    split: Annotated[SplitName, typer.Option(help="Which images.")] = "train",
-    count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 25,
-    size: Annotated[int, typer.Option(min=1, help="Pixels a side of each.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Of --augment.")] = 0,
-    augment: Annotated[bool, typer.Option(help="As training sees them, at random.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace the file.")] = False,
+    split: Annotated[SplitName, typer.Option(help="Which split to show.")] = "train",
+    task: _Task = "binary",
+    labels: _Labels = None,
+    count: Annotated[int, typer.Option(min=1, help="How many images, from the first on.")] = 25,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of each in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of the changes that --augment makes.")] = 0,
+    augment: Annotated[
+        bool, typer.Option(help="Change images as training does, at random.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the file where it exists.")] = False,
 ) -> None:
-    """Draws a contact sheet of images with the outlines of their trimaps."""
+    """Draws a contact sheet of images with the outlines of their labels."""
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists; name another file, or add --overwrite")
     if out.suffix.lower() != ".png":
@@ -98,20 +110,95 @@ def show(
 
     from ..data.decoding import decode, resize_pair
     from ..data.sheet import contact_sheet
-    from ..data.source import open_source
+    from ..data.source import label_kind, open_source
 
-    source = open_source(data, split, data_dir=data_dir, limit=count)
+    kind = label_kind(data, task=task, labels=labels)
+    source = open_source(data, split, labels=kind, data_dir=data_dir, limit=count)
     pairs = [resize_pair(*decode(source[i])[:2], size) for i in range(len(source))]
-    images, trimaps = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+    images, areas = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
     if augment:
         import jax
 
         from ..data import augment as augmentation
 
         keys = jax.random.split(jax.random.key(seed), len(images))
-        changed = jax.vmap(lambda image, trimap, key: augmentation.augment(image, trimap, key=key))
-        bright, moved = jax.jit(changed)(images, trimaps, keys)
-        images, trimaps = (np.asarray(bright) * 255).astype(np.uint8), np.asarray(moved)
+        changed = jax.vmap(lambda image, area, key: augmentation.augment(image, area, key=key))
+        bright, moved = jax.jit(changed)(images, areas, keys)
+        images, areas = (np.asarray(bright) * 255).astype(np.uint8), np.asarray(moved)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(contact_sheet(images, trimaps)).save(out)
-    console.print(f"{len(images)} {split} examples of {data} in {shown(out)}")
+    Image.fromarray(contact_sheet(images, areas)).save(out)
+    console.print(f"{len(images)} {split} examples of {data} in {display(out)}")
+
+
+@data_app.command()
+def cache(
+    clear: Annotated[
+        Literal["stale", "all"] | None,
+        typer.Option(
+            help="Remove entries: those that other versions made, or that were not finished, or "
+            "all of them."
+        ),
+    ] = None,
+) -> None:
+    """Lists the images that were decoded before and are kept for the next run; removes them."""
+    from ..data.cache import default_cache_dir
+    from ..data.entries import list_entries, remove_entries
+
+    entries = list_entries()
+    where = display(default_cache_dir())
+    if clear is None:
+        console.print(_entries_table(entries))
+        console.print(f"{_total(entries)} in {where}", soft_wrap=True)
+        return
+    chosen = [entry for entry in entries if clear == "all" or entry.is_stale]
+    removed = remove_entries(chosen)
+    console.print(f"removed {_total(removed)} from {where}", soft_wrap=True)
+    busy = [entry.folder.name for entry in chosen if entry not in removed]
+    warn(f"another process is writing {name}, which was left" for name in busy)
+
+
+def _entries_table(entries: "list[Entry]") -> Table:
+    table = Table("data", "labels", "size", "images", "bytes", "last used", "state")
+    for entry in entries:
+        table.add_row(
+            escape(entry.origin or entry.folder.name),
+            entry.kind,
+            str(entry.size or ""),
+            str(entry.count or ""),
+            filesize.decimal(entry.bytes),
+            f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}",
+            "stale" if entry.is_stale else "",
+        )
+    return table
+
+
+def _total(entries: "list[Entry]") -> str:
+    size = filesize.decimal(sum(entry.bytes for entry in entries))
+    return f"{len(entries)} entries, {size}"
+
+
+def _splits_table(found: "Check") -> Table:
+    table = Table("split", "examples", "unusable")
+    has_foreground = found.everything.kind != "classes"
+    if has_foreground:
+        for name in ("foreground", "empty masks", "full masks"):
+            table.add_column(name)
+    for split, summary in found.splits.items():
+        count = found.counts[split]
+        cells = [str(count), str(count - summary.count)]
+        if has_foreground:
+            cells += [f"{summary.foreground:.1%}", str(summary.empty), str(summary.full)]
+        table.add_row(split, *cells)
+    return table
+
+
+def _classes_table(found: "Check") -> Table:
+    """Each class's share of pixels in each split, and in how many masks it is."""
+    table = Table("index", "class", *found.splits)
+    for index, name in enumerate(found.classes):
+        cells = [
+            f"{summary.shares.get(str(index), 0):.2%} in {summary.values.get(str(index), 0)}"
+            for summary in found.splits.values()
+        ]
+        table.add_row(str(index), escape(name), *cells)
+    return table

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import console, progress_bar, shown
+from .console import console, display, progress_bar
 
 if TYPE_CHECKING:
     from ..weights import Identity
@@ -28,7 +28,7 @@ def download(
     with progress_bar("downloading", unit="bytes") as progress:
         path = fetch_release(directory, url=url, progress=progress)
     console.print(
-        f"{shown(path)}: SERL's release, sha256 {RELEASE.sha256}", markup=False, soft_wrap=True
+        f"{display(path)}: SERL's release, sha256 {RELEASE.sha256}", markup=False, soft_wrap=True
     )
 
 
@@ -41,7 +41,7 @@ def verify(file: File) -> None:
     identity = verify_release(file)
     read_serl(file)
     console.print(
-        f"{shown(file)}: SERL's release, sha256 {identity.sha256}", markup=False, soft_wrap=True
+        f"{display(file)}: SERL's release, sha256 {identity.sha256}", markup=False, soft_wrap=True
     )
 
 
@@ -55,7 +55,7 @@ def convert(
 
     source = convert_file(file, out)
     console.print(
-        f"{shown(out)}: written and read back; source: {_identity(source)}",
+        f"{display(out)}: written and read back; source: {_identity(source)}",
         markup=False,
         soft_wrap=True,
     )
@@ -82,7 +82,7 @@ def show(file: File) -> None:
             hashlib.sha256(array.tobytes()).hexdigest()[:16],
         )
     console.print(table)
-    console.print(f"{shown(file)}: {_identity(identify(file))}", markup=False, soft_wrap=True)
+    console.print(f"{display(file)}: {_identity(identify(file))}", markup=False, soft_wrap=True)
 
 
 def _identity(identity: "Identity") -> str:

@@ -4,10 +4,10 @@
 JAX and Grain.
 """
 
-from .cache import Split as Split
+from ..config import SplitName as SplitName
 from .cache import load_split as load_split
-from .source import DATA_DIR as DATA_DIR
-from .source import Example as Example
-from .source import Source as Source
-from .source import SplitName as SplitName
+from .example import Example as Example
+from .example import Source as Source
+from .source import label_kind as label_kind
 from .source import open_source as open_source
+from .split import Split as Split

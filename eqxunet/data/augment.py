@@ -1,6 +1,6 @@
 """Random changes of one training example; the step maps them over the batch.
 
-Flips, scale, aspect and position move image and trimap together; colours change in the image
+Flips, scale, aspect and position move image and labels together; colours change in the image
 only. Everything derives from the key.
 """
 
@@ -28,7 +28,7 @@ def to_float(image: UInt8[Array | np.ndarray, "*b h w 3"]) -> Float[Array, "*b h
 
 def augment(
     image: UInt8[Array, "h w 3"] | Float[Array, "h w 3"],
-    trimap: UInt8[Array, "h w"],
+    labels: UInt8[Array, "h w"],
     *,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "h w 3"], UInt8[Array, "h w"]]:
@@ -36,11 +36,11 @@ def augment(
     if image.dtype == jnp.uint8:
         image = to_float(image)
     crop_key, colour_key = jax.random.split(key)
-    rows, columns = _crop(*trimap.shape, key=crop_key)
+    rows, columns = _crop(*labels.shape, key=crop_key)
     image = jnp.einsum("ih,hwc->iwc", _linear(rows), image, precision="highest")
     image = jnp.einsum("jw,iwc->ijc", _linear(columns), image, precision="highest")
-    trimap = trimap[_nearest(rows)][:, _nearest(columns)]
-    return _recolour(image, key=colour_key), trimap
+    labels = labels[_nearest(rows)][:, _nearest(columns)]
+    return _recolour(image, key=colour_key), labels
 
 
 def _crop(

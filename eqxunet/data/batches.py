@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from ..errors import InputError
-from .cache import Split
+from .split import Split
 
 
 class Batch(NamedTuple):
-    """Images in RGB and their trimaps."""
+    """Images in RGB and their labels."""
 
     images: UInt8[np.ndarray, "b h w 3"]
     labels: UInt8[np.ndarray, "b h w"]

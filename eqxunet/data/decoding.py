@@ -9,12 +9,16 @@ from io import BytesIO
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
-from PIL import Image
+from jaxtyping import UInt8
+from PIL import Image, ImageFile
 
-from ..errors import InputError
-from .masks import MAX_VALUES, Labels, Mask
-from .source import BACKGROUND, BORDER, PET, Example, Source, listed
+from ..config import Labels
+from .classes import Classes
+from .complaints import FileError
+from .example import Example, Source
+from .kinds import species_of
+from .mask_files import LEVELS, Found, mask_labels
+from .masks import Mask
 
 T = TypeVar("T")
 
@@ -51,75 +55,55 @@ def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_to_rgb(_open(data, name), name))
 
 
+def read_mask(data: bytes, name: str, kind: Labels, classes: Classes) -> Found:
+    """Decodes a mask file to upright labels; see `mask_labels`.
+
+    Raises: `InputError` where the bytes are no whole image or the mask holds no such labels.
+    """
+    return mask_labels(_open(data, name), name, kind, classes)
+
+
 class Decoded(NamedTuple):
-    """An example in pixels: RGB image, trimap, and what the mask held before it became one."""
+    """An example in pixels: RGB image, labels of its kind, and what the mask held."""
 
     image: UInt8[np.ndarray, "h w 3"]
-    trimap: UInt8[np.ndarray, "h w"]
+    labels: UInt8[np.ndarray, "h w"]
     mask: Mask
 
 
-def read_mask(
-    data: bytes, name: str, labels: Labels = "trimap"
-) -> tuple[UInt8[np.ndarray, "h w"], tuple[str, ...]]:
-    """Decodes a mask file to an upright trimap of 1 = pet, 2 = background, 3 = border.
-
-    Returns the trimap, and the distinct values that the file holds, as in `Mask`.
-
-    Arguments:
-
-    - `labels`: `"trimap"`, whose values are taken as they are, or `"binary"`, where black or
-      transparent is background and anything else is pet.
-
-    Raises: `InputError` where the bytes are no whole image or the values are unknown.
-    """
-    image = _open(data, name)
-    if image.format in ("JPEG", "MPO"):
-        raise InputError(f"{name}: a JPEG holds no exact labels; save the mask as PNG")
-    if labels == "binary":
-        is_marked, found = _marks(image)
-        return np.where(is_marked, np.uint8(PET), np.uint8(BACKGROUND)), found
-    values = np.asarray(image)
-    known = (PET, BACKGROUND, BORDER)
-    if values.ndim != 2 or not np.isin(values, known).all():
-        found = f"mode {image.mode}" if values.ndim != 2 else listed(_distinct(values))
-        raise InputError(
-            f"{name}: a trimap has one channel of 1 (pet), 2 (background) and 3 (border), "
-            f"this one has {found}; masks of 0 and 1 belong into a folder `masks/`"
-        )
-    return values.astype(np.uint8), tuple(_distinct(values))
-
-
 def decode(example: Example) -> Decoded:
-    """Decodes an example to RGB and trimap of one size.
+    """Decodes an example to RGB and labels of one size.
 
-    Raises: `InputError` as `read_image` and `read_mask` do, and where the sizes differ.
+    Raises: `InputError` where image or mask is no whole image, a mask holds values that its kind
+    does not have, or the sizes differ.
     """
-    image, mask = example.image, example.mask
+    image, labels, values = example.image, example.mask, None
     image_file, mask_file = example.files or (example.name, f"mask of {example.name}")
     if isinstance(image, bytes):
         image = read_image(image, image_file)
-    if isinstance(mask, bytes):
-        mask, values = read_mask(mask, mask_file, example.labels)
-    else:
-        values = tuple(_distinct(mask))
-    if image.shape[:2] != mask.shape:
-        (h, w), (mask_h, mask_w) = image.shape[:2], mask.shape
+    if isinstance(labels, bytes):
+        labels, values = read_mask(labels, mask_file, example.kind, example.classes)
+    if example.kind == "species":
+        if example.species is None:
+            raise FileError(example.name, "of unknown species; choose --labels trimap")
+        labels = species_of(labels, example.species)
+    if image.shape[:2] != labels.shape:
+        (h, w), (mask_h, mask_w) = image.shape[:2], labels.shape
         turned = " (upright, by its EXIF orientation)" if (h, w) == (mask_w, mask_h) else ""
-        raise InputError(
-            f"{mask_file}: the mask is {mask_w}x{mask_h} pixels but its image{turned} is "
-            f"{w}x{h}; make the mask at the image's size"
+        raise FileError(
+            mask_file,
+            f"the mask is {mask_w}x{mask_h} pixels but its image{turned} is {w}x{h}; make the "
+            "mask at the image's size",
         )
-    foreground, background = (float(np.mean(mask == label)) for label in (PET, BACKGROUND))
-    return Decoded(image, mask, Mask(values, foreground, background))
+    return Decoded(image, labels, Mask.of(labels, example.kind, values))
 
 
 def resize_pair(
-    image: UInt8[np.ndarray, "h w 3"], trimap: UInt8[np.ndarray, "h w"], size: int
+    image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], size: int
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
-    """Squashes both to `size` x `size`: the image bilinear and antialiased, the trimap nearest."""
+    """Squashes both to `size` x `size`: the image bilinear and antialiased, the labels nearest."""
     return resize_image(image, size), np.asarray(
-        Image.fromarray(trimap).resize((size, size), Image.Resampling.NEAREST)
+        Image.fromarray(labels).resize((size, size), Image.Resampling.NEAREST)
     )
 
 
@@ -130,7 +114,7 @@ def resize_image(
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def map_examples(use: Callable[[Example], T], source: Source) -> Iterator[T | InputError]:
+def map_examples(use: Callable[[Example], T], source: Source) -> Iterator[T | FileError]:
     """Uses every example, in threads, in order; a bad one yields its error and stops nothing.
 
     Pillow lets other threads run while it decodes.
@@ -142,10 +126,10 @@ def map_examples(use: Callable[[Example], T], source: Source) -> Iterator[T | In
         pool.shutdown(cancel_futures=True)
 
 
-def _used(use: Callable[[Example], T], source: Source, index: int) -> T | InputError:
+def _used(use: Callable[[Example], T], source: Source, index: int) -> T | FileError:
     try:
         return use(source[index])
-    except InputError as error:
+    except FileError as error:
         return error
 
 
@@ -157,20 +141,23 @@ def _open(data: bytes, name: str) -> Image.Image:
             image = Image.open(BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            levels = _levels(image)  # before EXIF, for which Pillow reads a PNG's pixels
             orientation = _orientation(image)
         image.load()
     except Image.DecompressionBombError:
-        raise InputError(
-            f"{name}: over {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first"
+        raise FileError(
+            name, f"over {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first"
         ) from None
     except Exception as error:
         # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error...
         cause = f"none of {', '.join(FORMATS)}"
         if not isinstance(error, Image.UnidentifiedImageError):
             cause = str(error) or type(error).__name__
-        raise InputError(
-            f"{name}: cannot be read as an image ({cause}); replace or remove it"
+        raise FileError(
+            name, f"cannot be read as an image ({cause}); replace or remove it"
         ) from error
+    if levels is not None:
+        image.info[LEVELS] = levels
     return _transposed(image, orientation)
 
 
@@ -179,6 +166,17 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1  # broken EXIF says nothing about the pixels, which may well be good
+
+
+def _levels(image: ImageFile.ImageFile) -> int | None:
+    """The highest grey level where Pillow would spread the levels of fewer bits over 8."""
+    arguments = image.tile[0].args if image.mode == "L" and image.tile else None
+    match arguments:
+        case (str(), int(highest)) if image.format == "PPM":
+            return highest
+        case str(raw) | (str(raw), *_) if raw.startswith(("L;2", "L;4")):
+            return 2 ** int(raw[2]) - 1
+    return None
 
 
 def _transposed(image: Image.Image, orientation: int) -> Image.Image:
@@ -193,42 +191,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, also where Pillow holds it in 32 bits
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise InputError(f"{name}: 32-bit pixels; save it with 8 or 16 bits a channel")
+            raise FileError(name, "32-bit pixels; save it with 8 or 16 bits a channel")
         image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise InputError(f"{name}: floating-point pixels; save it with 8 or 16 bits a channel")
+        raise FileError(name, "floating-point pixels; save it with 8 or 16 bits a channel")
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow warns about a transparent palette otherwise
     return image.convert("RGB")
-
-
-def _marks(image: Image.Image) -> tuple[Bool[np.ndarray, "h w"], tuple[str, ...]]:
-    """Where a mask is neither black nor transparent, and its distinct values, as in `Mask`."""
-    if image.mode in ("P", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    values = np.asarray(image)
-    if values.ndim == 2:
-        return values != 0, tuple(_distinct(values))
-    is_opaque = np.ones(values.shape[:2], bool)
-    if image.mode in ("LA", "RGBA"):
-        values, is_opaque = values[..., :-1], values[..., -1] != 0
-    rgb = np.broadcast_to(values, (*is_opaque.shape, 3)).astype(np.uint32)
-    red, green, blue = np.moveaxis(rgb, -1, 0)
-    codes = np.unique((red << 16 | green << 8 | blue)[is_opaque])[:MAX_VALUES]
-    found = [_colour(int(code)) for code in codes]
-    if not is_opaque.all():
-        found.append("transparent")
-    return (values != 0).any(-1) & is_opaque, tuple(found)
-
-
-def _colour(code: int) -> str:
-    red, green, blue = code >> 16, code >> 8 & 255, code & 255
-    return str(red) if red == green == blue else f"#{code:06x}"
-
-
-def _distinct(values: Shaped[np.ndarray, "h w"]) -> list[str]:
-    if values.dtype == np.uint8:  # thirty times as fast as sorting
-        return [str(value) for value in np.flatnonzero(np.bincount(values.ravel(), minlength=1))]
-    return [f"{value:.9g}" for value in np.unique(values)[:MAX_VALUES].astype(float)]

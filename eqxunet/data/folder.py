@@ -4,29 +4,24 @@ Oxford: `images/`, `annotations/trimaps/`, and the lists `annotations/trainval.t
 `annotations/test.txt` (`name class species breed` a line, `#` starts a comment). Plain: `images/`
 and `masks/` with the same stems, and optionally `train.txt`, `val.txt` and `test.txt` with a stem
 a line. Without them stems are ranked by a hash and cut into tenths: one for `val`, one for `test`.
+`classes.txt` may name the classes of masks that hold indices, a name a line, and `classes.csv`
+(name,r,g,b) those of masks that hold colours.
 """
 
 import hashlib
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import Labels, SplitName
 from ..errors import InputError
-from .masks import Labels
-from .source import Example, SplitName, listed
-
-SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-)
-"""What counts as an image while listing a folder; decoding looks at the content only."""
-
-FEWEST = 3
-"""Images that make a training, a validation and a test split."""
-
-_OXFORD_FIELDS = re.compile(r"(\s+\d+){3}$")
+from .classes import Classes, read_classes
+from .complaints import FileError, listed
+from .example import Example
+from .kinds import CLASSES, Species
+from .layout import files_by_stem, missing_masks
+from .lists import FEWEST, oxford_species, oxford_splits, plain_splits
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,8 @@ class FolderSource:
 
     - `names`: a stem each.
     - `images`, `masks`: a file each.
-    - `labels`: what the masks hold, see `Example`.
+    - `species`: what each pet is; none where `kind` is not `"species"`.
+    - `kind`, `classes`: what labels are, see `Example`.
     - `identity`: a digest of every file's name, size and time of change.
     - `notes`: what the user should know of the folder.
     """
@@ -45,7 +41,9 @@ class FolderSource:
     names: tuple[str, ...]
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
-    labels: Labels
+    species: tuple[Species | None, ...]
+    kind: Labels
+    classes: Classes
     identity: str
     notes: tuple[str, ...] = ()
 
@@ -57,16 +55,25 @@ class FolderSource:
         try:
             encoded = image.read_bytes(), mask.read_bytes()
         except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
-        return Example(*encoded, self.names[index], self.labels, (str(image), str(mask)))
+            raise FileError(str(error.filename), f"cannot be read ({error.strerror})") from error
+        return Example(
+            *encoded,
+            self.names[index],
+            self.kind,
+            self.species[index],
+            self.classes,
+            (str(image), str(mask)),
+        )
 
 
-def open_folder(root: Path, split: SplitName, *, limit: int | None = None) -> FolderSource:
+def open_folder(
+    root: Path, split: SplitName, *, kind: Labels | None = None, limit: int | None = None
+) -> FolderSource:
     """Finds the pairs of one split, after checking the whole folder without decoding anything.
 
     Raises: what `scan_folder` raises, and `InputError` where the split is empty.
     """
-    sources = scan_folder(root, limit=limit)
+    sources = scan_folder(root, kind=kind, limit=limit)
     if not len(sources[split]):
         way_out = "add names to its list, or use another split"
         lists = [f"{name}.txt" for name in ("train", "val", "test")]
@@ -76,19 +83,27 @@ def open_folder(root: Path, split: SplitName, *, limit: int | None = None) -> Fo
     return sources[split]
 
 
-def scan_folder(root: Path, *, limit: int | None = None) -> dict[SplitName, FolderSource]:
+def scan_folder(
+    root: Path, *, kind: Labels | None = None, limit: int | None = None
+) -> dict[SplitName, FolderSource]:
     """Finds the pairs of all splits, some of which may be empty; `"all"` is all of them.
 
-    Raises: `InputError` that lists duplicate stems, images without masks, names in a list
-    without an image, and links that lead out of `root`, and where there are neither lists nor
-    three images.
+    Arguments:
+
+    - `kind`: what labels are; by default a trimap in Oxford's layout and a mask in the plain one.
+    - `limit`: the first so many of each split only.
+
+    Raises: `InputError` that lists duplicate stems, images without masks or, where it matters,
+    species, names in a list without an image, and links that lead out of `root`, and where there
+    are neither lists nor three images.
     """
     root = root.resolve()
-    is_oxford = (root / "annotations" / "trimaps").is_dir()
-    mask_folder = root / "annotations" / "trimaps" if is_oxford else root / "masks"
-    images = _files_by_stem(root, root / "images")
-    masks = _files_by_stem(root, mask_folder)
-    splits = _oxford_splits(root) if is_oxford else _plain_splits(root, images)
+    oxford = is_oxford(root)
+    kind = kind or ("trimap" if oxford else "mask")
+    mask_folder = root / "annotations" / "trimaps" if oxford else root / "masks"
+    images = files_by_stem(root, root / "images")
+    masks = files_by_stem(root, mask_folder)
+    splits = oxford_splits(root) if oxford else plain_splits(root, images)
     splits["all"] = sorted({name for names in splits.values() for name in names} or images)
     wanted = set(splits["all"])
     if absent := sorted(wanted - images.keys()):
@@ -98,18 +113,27 @@ def scan_folder(root: Path, *, limit: int | None = None) -> dict[SplitName, Fold
         raise InputError(
             f"{root}: its lists name images that are not there: {listed(absent)}; {way_out}"
         )
-    if absent := sorted(wanted - masks.keys()):
-        raise InputError(f"{mask_folder}: no mask for {listed(absent)}; add them as NAME.png")
+    if absent := wanted - masks.keys():
+        raise missing_masks(mask_folder, images, masks, absent)
+    species: dict[str, Species] = oxford_species(root) if kind == "species" else {}
+    classes = read_classes(root) if kind == "classes" else Classes(CLASSES[kind])
     notes = _notes(root, splits, images.keys(), masks.keys())
-    labels: Labels = "trimap" if is_oxford else "binary"
     sources: dict[SplitName, FolderSource] = {}
     for split, names in splits.items():
         first = names[:limit]
         pictures = tuple(images[name] for name in first)
         answers = tuple(masks[name] for name in first)
-        identity = _identity(labels, pictures + answers)
-        sources[split] = FolderSource(tuple(first), pictures, answers, labels, identity, notes)
+        shown: tuple[Species | None, ...] = tuple(species.get(name) for name in first)
+        identity = _identity(pictures + answers, shown, classes.colours)
+        sources[split] = FolderSource(
+            tuple(first), pictures, answers, shown, kind, classes, identity, notes
+        )
     return sources
+
+
+def is_oxford(root: Path) -> bool:
+    """Whether a folder has the layout of Oxford-IIIT Pet."""
+    return (root / "annotations" / "trimaps").is_dir()
 
 
 def _notes(
@@ -139,95 +163,11 @@ def _notes(
     return tuple(notes)
 
 
-def _identity(labels: str, files: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256(labels.encode())
+def _identity(
+    files: tuple[Path, ...], species: tuple[Species | None, ...], colours: tuple[int, ...]
+) -> str:
+    digest = hashlib.sha256(repr((species, colours)).encode())
     for path in files:
         status = path.stat()
         digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
     return f"folder {digest.hexdigest()}"
-
-
-def _files_by_stem(root: Path, folder: Path) -> dict[str, Path]:
-    """Image files by stem, in Unicode's composed form: archives made on macOS decompose names."""
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; expected images/ with masks/ or annotations/trimaps/"
-        )
-    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    links = [path for path in entries if path.is_symlink() and not _is_inside(root, path)]
-    if not folder.resolve().is_relative_to(root):
-        links = [folder]
-    if links:
-        raise InputError(
-            f"{folder}: links that lead out of {root}, in a circle or to no file: "
-            f"{listed([path.name for path in links])}; copy the files instead"
-        )
-    paths = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
-    stems = [_composed(path.stem) for path in paths]
-    if repeated := [stem for stem, count in Counter(stems).items() if count > 1]:
-        raise InputError(f"{folder}: several files for one stem: {listed(repeated)}; keep one each")
-    if not paths:
-        raise InputError(f"{folder}: no image in it; folders inside it are not searched")
-    return dict(zip(stems, paths, strict=True))
-
-
-def _is_inside(root: Path, link: Path) -> bool:
-    try:
-        target = link.resolve(strict=True)
-    except (OSError, RuntimeError):  # it dangles, or leads to itself
-        return False
-    return target.is_file() and target.is_relative_to(root)
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _oxford_splits(root: Path) -> dict[SplitName, list[str]]:
-    lists = [f"annotations/{name}.txt" for name in ("trainval", "test")]
-    if not any((root / name).exists() for name in lists):
-        raise InputError(f"{root}: has neither {lists[0]} nor {lists[1]}; add lists of names")
-    trainval, test = (_read_list(root, name) if (root / name).exists() else [] for name in lists)
-    return {
-        "train": [name for i, name in enumerate(sorted(trainval)) if i % 10],
-        "val": sorted(trainval)[::10],
-        "test": test,
-    }
-
-
-def _plain_splits(root: Path, images: dict[str, Path]) -> dict[SplitName, list[str]]:
-    splits: dict[SplitName, list[str]] = {"train": [], "val": [], "test": []}
-    lists: list[SplitName] = [split for split in splits if (root / f"{split}.txt").exists()]
-    for split in lists:
-        splits[split] = _read_list(root, f"{split}.txt")
-    if lists:
-        return splits
-    # Which images a split holds depends on all names, so that its share is exact.
-    ranked = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
-    if len(ranked) < FEWEST:
-        return splits
-    tenth = max(1, round(len(ranked) / 10))
-    splits["val"] = sorted(ranked[:tenth])
-    splits["test"] = sorted(ranked[tenth : 2 * tenth])
-    splits["train"] = sorted(ranked[2 * tenth :])
-    return splits
-
-
-def _read_list(root: Path, name: str) -> list[str]:
-    """Reads a name a line. A name may hold spaces; Oxford's three numbers after it are cut off."""
-    path = root / name
-    if path.is_symlink() and not _is_inside(root, path):
-        raise InputError(f"{path}: leads out of {root} or to no file; copy the list instead")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a list of names ({error})") from error
-    lines = [line.strip() for line in lines]
-    names = [
-        _composed(_OXFORD_FIELDS.sub("", line))
-        for line in lines
-        if line and not line.startswith("#")
-    ]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{path}: names that stand in it more than once: {listed(repeated)}")
-    return names

@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from ..config import Labels, SplitName
 from ..errors import BusyError, InputError, IntegrityError, UnavailableError
-from .source import Example, Progress, SplitName
+from .classes import Classes
+from .example import Example, Progress
+from .kinds import CLASSES, Species
 
 T = TypeVar("T")
 
@@ -48,6 +51,7 @@ class OxfordPets:
     Arguments:
 
     - `data_dir`: where TFDS keeps its datasets.
+    - `kind`: what labels are: `"trimap"` or `"species"`.
     - `limit`: the first so many examples only.
 
     Raises: what `prepare` raises.
@@ -55,7 +59,14 @@ class OxfordPets:
 
     notes = ()
 
-    def __init__(self, split: SplitName, data_dir: Path, limit: int | None = None):
+    def __init__(
+        self,
+        split: SplitName,
+        data_dir: Path,
+        *,
+        kind: Labels = "trimap",
+        limit: int | None = None,
+    ):
         import tensorflow_datasets as tfds
 
         prepare(data_dir)
@@ -64,6 +75,8 @@ class OxfordPets:
         officials = {"test": ["test"], "all": ["train", "test"]}.get(split, ["train"])
         self._split: SplitName = split
         self._limit = limit
+        self.kind: Labels = kind
+        self.classes = Classes(CLASSES[kind])
         decoders = {"image": raw, "segmentation_mask": raw}
         self._records = [builder.as_data_source(name, decoders=decoders) for name in officials]
         size = sum(int(builder.info.splits[official].num_bytes) for official in officials)
@@ -86,7 +99,8 @@ class OxfordPets:
     def __getitem__(self, index: int, /) -> Example:
         stem, official, record = self._chosen[index]
         features = self._records[official][record]
-        return Example(features["image"], features["segmentation_mask"], stem)
+        species: Species = "dog" if features["species"] else "cat"
+        return Example(features["image"], features["segmentation_mask"], stem, self.kind, species)
 
 
 def prepare(
@@ -202,7 +216,7 @@ def _probe(url: str) -> None:
 def _ways_out(published: tuple[Archive, Archive]) -> str:
     urls = " and ".join(archive.url for archive in published)
     return (
-        f"fetch {urls} by hand into DIR for `python cli.py data prepare --archives DIR`, "
+        f"fetch {urls} by hand into DIR for `data prepare --archives DIR`, "
         "or use --data synthetic or --data DIR"
     )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from .kinds import Species
+
 Number = float | int
 Outlines = Float[np.ndarray, "k n 2"]
 Points = list[tuple[Number, Number]]
@@ -33,12 +35,12 @@ class Part:
     fur: float = 0.0
 
 
-def draw_pet(rng: np.random.Generator) -> list[Part]:
-    """Draws a cat or a dog in one of four poses, its parts from back to front."""
+def draw_pet(rng: np.random.Generator) -> tuple[list[Part], Species]:
+    """Draws a cat or a dog in one of four poses, its parts from back to front; says which."""
     is_cat = bool(rng.random() < 0.55)
     pose = rng.choice(list(_POSES), p=[0.35, 0.25, 0.25, 0.15])
     body, head, radius, turn = _POSES[pose](rng)
-    return body + _head(rng, head, radius, turn, is_cat)
+    return body + _head(rng, head, radius, turn, is_cat), "cat" if is_cat else "dog"
 
 
 # A pose returns the body's parts, the head's centre and radius, and how far the face is turned.

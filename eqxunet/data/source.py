@@ -1,96 +1,80 @@
-"""Where examples come from: one protocol, and the choice behind `--data`."""
+"""The choice behind `--data`, `--task` and `--labels`: which source, and what its labels are."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import UInt8
-
-from ..config import DATA_DIR as DATA_DIR
-from ..config import SplitName as SplitName
+from ..config import DATA_DIR, DATASETS, Labels, SplitName, TaskName
 from ..errors import InputError
-
-Progress = Callable[[int, int | None], None]
-
-PET, BACKGROUND, BORDER = 1, 2, 3
-
-
-@dataclass(frozen=True)
-class Example:
-    """One image with its mask, encoded as in a file or drawn.
-
-    Arguments:
-
-    - `image`: bytes of an image file, or RGB pixels.
-    - `mask`: bytes of an image file, or a trimap: 1 = pet (foreground), 2 = background,
-      3 = border.
-    - `name`: names the example in reports and errors.
-    - `labels`: what an encoded mask holds: a trimap, or 0 for background and anything else for
-      foreground.
-    - `files`: where image and mask were read, for errors.
-    """
-
-    image: bytes | UInt8[np.ndarray, "h w 3"]
-    mask: bytes | UInt8[np.ndarray, "h w"]
-    name: str
-    labels: Literal["trimap", "binary"] = "trimap"
-    files: tuple[str, str] | None = None
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A sequence of examples.
-
-    `identity` changes whenever any of them does; `notes` are what the user should know of them.
-    """
-
-    @property
-    def identity(self) -> str: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Example: ...
+from .example import Source
+from .folder import is_oxford, open_folder
+from .oxford import OxfordPets
+from .synthetic import SyntheticPets
 
 
 def open_source(
-    data: str, split: SplitName, *, data_dir: Path = DATA_DIR, limit: int | None = None
+    data: str,
+    split: SplitName,
+    *,
+    labels: Labels | None = None,
+    data_dir: Path = DATA_DIR,
+    limit: int | None = None,
 ) -> Source:
     """Opens one split of a dataset, without decoding anything.
 
     Arguments:
 
     - `data`: `"oxford_iiit_pet"`, `"synthetic"`, or a folder (see `eqxunet.data.folder`).
+    - `labels`: what labels are to be; by default those of the binary task.
     - `data_dir`: where TFDS keeps its datasets; `oxford_iiit_pet` only.
     - `limit`: the first so many examples only.
 
-    Raises: `InputError` where `data` is none of these or the folder is not in order.
+    Raises: `InputError` where `data` is none of these, has no such labels, or the folder is not
+    in order.
     """
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1, not {limit}")
+    kinds = _kinds(data)
+    known: list[Labels] = sorted({kind for allowed in kinds.values() for kind in allowed})
+    kind = labels or kinds["binary"][0]
+    if kind not in known:
+        raise InputError(f"{data}: has no {kind} labels; --labels takes {_either(known)} of it")
     if data == "oxford_iiit_pet":
-        from .oxford import OxfordPets
-
-        return OxfordPets(split, data_dir.expanduser(), limit=limit)
+        return OxfordPets(split, data_dir.expanduser(), kind=kind, limit=limit)
     if data == "synthetic":
-        from .synthetic import SyntheticPets
+        return SyntheticPets(split, kind=kind, limit=limit)
+    return open_folder(Path(data).expanduser(), split, kind=kind, limit=limit)
 
-        return SyntheticPets(split, limit=limit)
+
+def label_kind(data: str, *, task: TaskName, labels: Labels | None) -> Labels:
+    """What labels a task takes of a dataset: `labels` if they fit, or the task's default.
+
+    Raises: `InputError` where they don't fit the task or the dataset.
+    """
+    allowed = _kinds(data)[task]
+    if labels is None:
+        return allowed[0]
+    if labels not in allowed:
+        other = "semantic" if task == "binary" else "binary"
+        way_out = f"leave --labels out, or choose {_either(allowed)}"
+        if labels in _kinds(data)[other]:
+            way_out += f", or --task {other}"
+        raise InputError(f"{data}: --labels {labels} does not fit --task {task}; {way_out}")
+    return labels
+
+
+def _kinds(data: str) -> dict[TaskName, tuple[Labels, ...]]:
+    """The labels that each task may take of a dataset, its default first."""
+    if data in DATASETS:
+        return {"binary": ("trimap",), "semantic": ("species", "trimap")}
     root = Path(data).expanduser()
     if not root.is_dir():
         raise InputError(
             f"{data}: not a folder; give a folder, `synthetic`, or `oxford_iiit_pet` as data"
         )
-    from .folder import open_folder
+    if is_oxford(root):
+        return {"binary": ("trimap",), "semantic": ("species", "trimap")}
+    return {"binary": ("mask",), "semantic": ("classes",)}
 
-    return open_folder(root, split, limit=limit)
 
-
-def listed(items: Sequence[str], most: int = 10) -> str:
-    """The first items as one line, then how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+def _either(kinds: Sequence[Labels]) -> str:
+    return " or ".join(kinds)

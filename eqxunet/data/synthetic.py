@@ -10,8 +10,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..config import Labels, SplitName
+from .classes import Classes
+from .example import Example
+from .kinds import BACKGROUND, BORDER, CLASSES, PET, Species
 from .pets import Outlines, Part, draw_pet
-from .source import BACKGROUND, BORDER, PET, Example, SplitName
 
 COUNTS: dict[SplitName, int] = {"train": 800, "val": 100, "test": 100}
 _SEED = 0  # of the pets; a run's seed has no part in them
@@ -27,17 +30,20 @@ class SyntheticPets:
 
     Arguments:
 
+    - `kind`: what labels are: `"trimap"` or `"species"`.
     - `limit`: the first so many only.
     """
 
     notes = ()
 
-    def __init__(self, split: SplitName, *, limit: int | None = None):
+    def __init__(self, split: SplitName, *, kind: Labels = "trimap", limit: int | None = None):
         splits: list[SplitName] = list(COUNTS) if split == "all" else [split]
         pets: list[tuple[SplitName, int]] = [
             (name, i) for name in splits for i in range(COUNTS[name])
         ]
         self._pets = pets[:limit]
+        self.kind: Labels = kind
+        self.classes = Classes(CLASSES[kind])
         self.identity = f"synthetic {split}, first {len(self)}"
 
     def __len__(self) -> int:
@@ -48,26 +54,27 @@ class SyntheticPets:
             raise IndexError(index)
         split, number = self._pets[index]
         rng = np.random.default_rng([_SEED, [*COUNTS].index(split), number])
-        image, trimap = draw(rng)
-        return Example(image, trimap, f"{split}_{number:04}")
+        image, trimap, species = draw(rng)
+        return Example(image, trimap, f"{split}_{number:04}", self.kind, species)
 
 
 def draw(
     rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Draws a pet on its ground, and the trimap."""
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"], Species]:
+    """Draws a pet on its ground, and the trimap; says what pet it is."""
     h, w = (int(n) for n in rng.integers(112, 161, size=2))
     palette = [_colour(rng) for _ in range(5)]
     canvas = _ground(rng, h, w, palette[1:])
     _litter(rng, canvas, palette)
-    pet = _placed(rng, draw_pet(rng), h, w)
+    parts, species = draw_pet(rng)
+    pet = _placed(rng, parts, h, w)
     silhouette = _paint_pet(rng, canvas, pet, palette)
     slope_y, slope_x = rng.normal(size=2) * 0.16
     y, x = np.linspace(-slope_y, slope_y, h), np.linspace(-slope_x, slope_x, w)
     canvas *= (1 + y[:, None] + x + 0.12 * _noise(rng, h, w, 3))[..., None]
     canvas += rng.uniform(0.01, 0.03) * _grain(rng, h, w)[..., None]
     image = (np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-    return image, _trimap(silhouette)
+    return image, _trimap(silhouette), species
 
 
 def _colour(rng: np.random.Generator) -> Colour:

@@ -1,10 +1,12 @@
+from .encoders import ENCODERS as ENCODERS
+from .encoders import AbstractEncoder as AbstractEncoder
+from .encoders import PlainEncoder as PlainEncoder
+from .encoders import Pyramid as Pyramid
+from .encoders import ResNet10 as ResNet10
+from .encoders import SerlEncoder as SerlEncoder
 from .flax import from_flax as from_flax
 from .fold import fold as fold
-from .fused import is_convolution as is_convolution
 from .pretrained import load_resnet10 as load_resnet10
-from .resnet import ResNet10 as ResNet10
-from .unet import AbstractUNet as AbstractUNet
-from .unet import ResNetUNet as ResNetUNet
 from .unet import UNet as UNet
 from .unet import batched as batched
 from .unet import build as build

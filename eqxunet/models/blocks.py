@@ -1,11 +1,11 @@
-"""Blocks of the U-Net: double convolution, down and up."""
+"""Blocks of the U-Net: double convolution, and the way up."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .layers import BatchNorm, Conv, ConvTranspose, max_pool, resize
+from .layers import BatchNorm, Conv, ConvTranspose, resize
 
 
 class ConvBlock(eqx.Module):
@@ -30,21 +30,6 @@ class ConvBlock(eqx.Module):
         scale, offset, state = self.norm1.affine(x, state)
         x, state = self.norm2(self.conv2.of_relu(x, scale, offset), state)
         return jax.nn.relu(x), state
-
-
-class DownBlock(eqx.Module):
-    """ConvBlock, whose output is the skip, then 2x2 max pooling."""
-
-    block: ConvBlock
-
-    def __init__(self, c_in: int, c_out: int, *, key: PRNGKeyArray):
-        self.block = ConvBlock(c_in, c_out, key=key)
-
-    def __call__(
-        self, x: Float[Array, "h w c_in"], state: eqx.nn.State
-    ) -> tuple[Float[Array, "-(-h//2) -(-w//2) c_out"], Float[Array, "h w c_out"], eqx.nn.State]:
-        skip, state = self.block(x, state)
-        return max_pool(skip), skip, state
 
 
 class UpBlock(eqx.Module):

@@ -2,20 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 
 from ..errors import IntegrityError
+from .encoders import AbstractEncoder, SerlEncoder, SerlResNet
 from .leaves import named_leaves, named_state, replace_leaves, replace_state
-from .unet import AbstractUNet, ResNetUNet
-
-Model = TypeVar("Model", bound=AbstractUNet)
+from .unet import UNet
 
 # Flax numbers the modules of a kind in the order in which their parent calls them.
 _FLAX = {
     "block": "ConvBlock_0",
-    "bottleneck": "ConvBlock_0",
     "up": "ConvTranspose_0",
     "head": "Conv_0",
     "conv1": "Conv_0",
@@ -23,12 +21,12 @@ _FLAX = {
     "norm1": "BatchNorm_0",
     "norm2": "BatchNorm_1",
 }
-_FLAX_IN_ENCODER = _FLAX | {"norm1": "MyGroupNorm_0", "norm2": "MyGroupNorm_1"}
+_FLAX_IN_SERL = _FLAX | {"norm1": "MyGroupNorm_0", "norm2": "MyGroupNorm_1"}
 
 
 def from_flax(
-    model: Model, state: eqx.nn.State, variables: Mapping[str, Any]
-) -> tuple[Model, eqx.nn.State]:
+    model: UNet, state: eqx.nn.State, variables: Mapping[str, Any]
+) -> tuple[UNet, eqx.nn.State]:
     """Returns the model and state with the values of a Flax model of the same architecture.
 
     Arguments:
@@ -63,13 +61,31 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _flax_name(model: AbstractUNet, path: str) -> str:
-    """`down.1.block.conv2.kernel` is `DownBlock_1/ConvBlock_0/Conv_1/kernel`."""
-    names = _FLAX_IN_ENCODER if path.startswith("encoder.") else _FLAX
-    path = re.sub(r"\bdown\.(\d+)", r"DownBlock_\1", path)
+def _flax_name(model: UNet, path: str) -> str:
+    """`encoder.levels.1.conv2.kernel` is `DownBlock_1/ConvBlock_0/Conv_1/kernel`."""
+    names = _FLAX
+    if isinstance(model.encoder, SerlEncoder):
+        if path.startswith("encoder."):
+            names = _FLAX_IN_SERL
+        path = _in_serl_original(model.encoder.resnet, path)
+    else:
+        path = _in_plain_original(model.encoder, path)
     path = re.sub(r"\bup\.(\d+)", r"UpBlock_\1", path)
-    if isinstance(model, ResNetUNet) and (found := re.search(r"stages\.(\d+)\.(\d+)", path)):
-        before = sum(len(stage) for stage in model.encoder.stages[: int(found[1])])
-        path = path.replace(found[0], f"ResNetBlock_{before + int(found[2])}")
     path = path.replace(".running.", ".")
     return "/".join(names.get(part, part) for part in path.split("."))
+
+
+def _in_plain_original(encoder: AbstractEncoder, path: str) -> str:
+    """There all blocks are the U-Net's own, and the deepest level is no block that goes down."""
+    deepest = len(encoder.channels) - 1
+    path = path.removeprefix("decoder.").replace(f"encoder.levels.{deepest}.", "block.")
+    return re.sub(r"^encoder\.levels\.(\d+)", r"DownBlock_\1.block", path)
+
+
+def _in_serl_original(resnet: SerlResNet, path: str) -> str:
+    """There the head is the decoder's, and blocks are counted through all stages."""
+    path = re.sub(r"^head\.", "decoder.head.", path.replace("encoder.resnet.", "encoder."))
+    if found := re.search(r"stages\.(\d+)\.(\d+)", path):
+        before = sum(len(stage) for stage in resnet.stages[: int(found[1])])
+        path = path.replace(found[0], f"ResNetBlock_{before + int(found[2])}")
+    return path

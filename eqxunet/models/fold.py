@@ -21,7 +21,7 @@ class FoldedBlock(eqx.Module):
     def __call__(
         self, x: Float[Array, "h w c_in"], state: eqx.nn.State
     ) -> tuple[Float[Array, "h w c_out"], eqx.nn.State]:
-        return self.conv2.relu(self.conv1.relu(x)), state
+        return self.conv2.then_relu(self.conv1.then_relu(x)), state
 
 
 def fold(model: Model, state: eqx.nn.State) -> Model:

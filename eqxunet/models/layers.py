@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .conv import Padding, conv2d, conv2d_transpose
-from .fused import conv2d_of_relu, relu_of_conv2d
+from ..ops import Padding, conv2d, conv2d_of_relu, conv2d_transpose, relu_of_conv2d
+
+BATCH_AXIS = "batch"
+"""Of the `jax.vmap` that makes a module a function of a batch; BatchNorm takes means over it."""
 
 
 class Conv(eqx.Module):
@@ -45,20 +47,23 @@ class Conv(eqx.Module):
         x = conv2d(x, kernel, stride=self.stride, padding=self.padding)
         return x if self.bias is None else x + self.bias.astype(x.dtype)
 
-    def relu(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h w c_out"]:
-        """relu of the result, of a 3x3 convolution with bias; on CPUs in one pass."""
+    def then_relu(self, x: Float[Array, "h w c_in"]) -> Float[Array, "h_out w_out c_out"]:
+        """relu(self(x)); with a bias, and on CPUs, in one pass."""
         if self.bias is None:
-            raise ValueError("Conv.relu needs a bias: build the layer with use_bias=True.")
-        return relu_of_conv2d(x, self.kernel.astype(x.dtype), self.bias.astype(x.dtype))
+            return jax.nn.relu(self(x))
+        kernel, bias = self.kernel.astype(x.dtype), self.bias.astype(x.dtype)
+        return relu_of_conv2d(x, kernel, bias, stride=self.stride, padding=self.padding)
 
     def of_relu(
         self,
         x: Float[Array, "h w c_in"],
         scale: Float[Array, " c_in"],
         offset: Float[Array, " c_in"],
-    ) -> Float[Array, "h w c_out"]:
-        """Convolves relu(x * scale + offset), which on CPUs is never written to memory."""
-        return conv2d_of_relu(x, scale, offset, self.kernel.astype(x.dtype))
+    ) -> Float[Array, "h_out w_out c_out"]:
+        """self(relu(x * scale + offset)), of which on CPUs the ReLU is never written to memory."""
+        kernel = self.kernel.astype(x.dtype)
+        x = conv2d_of_relu(x, scale, offset, kernel, stride=self.stride, padding=self.padding)
+        return x if self.bias is None else x + self.bias.astype(x.dtype)
 
 
 class ConvTranspose(eqx.Module):
@@ -76,7 +81,7 @@ class ConvTranspose(eqx.Module):
 
 
 class BatchNorm(eqx.nn.StatefulLayer):
-    """Batch normalisation over the axis named "batch", h and w, with Flax's semantics.
+    """Batch normalisation over the axis `BATCH_AXIS`, h and w, with Flax's semantics.
 
     Training normalises by the batch's mean and biased variance and updates the running ones, which
     start at 0 and 1 and which inference uses. `eqx.nn.BatchNorm(mode="batch")` differs: it divides
@@ -115,8 +120,8 @@ class BatchNorm(eqx.nn.StatefulLayer):
         if self.inference:
             return *self.running_affine(state), state
         x32 = x.astype(jnp.float32)
-        mean = jax.lax.pmean(jnp.mean(x32, axis=(0, 1)), "batch")
-        mean_square = jax.lax.pmean(jnp.mean(x32 * x32, axis=(0, 1)), "batch")
+        mean = _mean_over_batch(jnp.mean(x32, axis=(0, 1)))
+        mean_square = _mean_over_batch(jnp.mean(x32 * x32, axis=(0, 1)))
         var = jnp.maximum(mean_square - mean * mean, 0)
         running = jax.tree.map(
             lambda old, new: self.momentum * old + (1 - self.momentum) * new,
@@ -135,6 +140,17 @@ class BatchNorm(eqx.nn.StatefulLayer):
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         scale = jax.lax.rsqrt(var + self.epsilon) * self.scale
         return scale, self.bias - mean * scale
+
+
+def _mean_over_batch(x: Float[Array, " c"]) -> Float[Array, " c"]:
+    try:
+        return jax.lax.pmean(x, BATCH_AXIS)
+    except NameError as error:
+        raise RuntimeError(
+            "BatchNorm in training mode takes its statistics over a batch, and was given one "
+            "image: call the model through `eqxunet.models.batched(model)`, which is "
+            f'`jax.vmap(..., axis_name="{BATCH_AXIS}")`, or use `eqx.nn.inference_mode(model)`.'
+        ) from error
 
 
 class GroupNorm(eqx.Module):

@@ -7,8 +7,9 @@ import equinox as eqx
 
 from ..errors import InputError, IntegrityError
 from ..weights import read_serl
+from .encoders import SerlEncoder, SerlResNet
 from .leaves import named_leaves, replace_leaves
-from .resnet import ResNet10
+from .unet import UNet
 
 Model = TypeVar("Model", bound=eqx.Module)
 
@@ -59,26 +60,29 @@ def load_resnet10(model: Model, path: str | os.PathLike[str]) -> Model:
 
     Arguments:
 
-    - `model`: a `ResNet10`, or a U-Net whose `encoder` is one.
+    - `model`: a `ResNet10`, or a U-Net with one.
     - `path`: a file as `read_serl` takes it.
 
     Raises InputError if the model has no ResNet-10 as encoder, IntegrityError if the file is not
     what it should be.
     """
-    encoder = getattr(model, "encoder", model)
-    if not isinstance(encoder, ResNet10):
+    if isinstance(model, SerlResNet):
+        resnet, prefix = model, ""
+    elif isinstance(model, UNet) and isinstance(model.encoder, SerlEncoder):
+        resnet, prefix = model.encoder.resnet, "encoder.resnet."
+    else:
+        inside = f" with a {type(model.encoder).__name__}" if isinstance(model, UNet) else ""
         raise InputError(
-            f"SERL's weights fit a ResNet10, or a U-Net with one, not a {type(encoder).__name__}. "
-            'Build with ModelConfig(encoder="resnet10").'
+            f"SERL's weights fit a ResNet10, or a U-Net with one, not a {type(model).__name__}"
+            f'{inside}. Build with ModelConfig(encoder="resnet10").'
         )
-    sizes = tuple(len(stage) for stage in encoder.stages)
+    sizes = tuple(len(stage) for stage in resnet.stages)
     if sizes != (1, 1, 1, 1):
         raise InputError(
             f"SERL's weights fit stage sizes (1, 1, 1, 1), not {sizes}. Use those, or random "
             "weights."
         )
-    if unnamed := named_leaves(encoder).keys() ^ set(PATHS.values()):
-        raise IntegrityError(f"Encoder and table of SERL's weights differ: {sorted(unnamed)}.")
-    prefix = "" if encoder is model else "encoder."
+    if unnamed := named_leaves(resnet).keys() ^ set(PATHS.values()):
+        raise IntegrityError(f"Network and table of SERL's weights differ: {sorted(unnamed)}.")
     arrays = read_serl(path)
     return replace_leaves(model, {prefix + ours: arrays[name] for name, ours in PATHS.items()})

@@ -1,0 +1,44 @@
+"""What is wrong with files, said once however many they are."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+from ..errors import InputError
+
+_MOST = 10
+
+
+class FileError(InputError):
+    """A file that cannot be used.
+
+    Arguments:
+
+    - `file`: its path, or what it is called.
+    - `complaint`: what is wrong with it, and the way out.
+    """
+
+    def __init__(self, file: str, complaint: str):
+        super().__init__(f"{file}: {complaint}")
+        self.file, self.complaint = file, complaint
+
+
+def summarised(errors: Iterable[FileError]) -> list[str]:
+    """A line for each complaint, of one file or of several in one folder."""
+    files: dict[tuple[PurePath, str], list[str]] = {}
+    for error in errors:
+        path = PurePath(error.file)
+        files.setdefault((path.parent, error.complaint), []).append(path.name)
+    return [_line(folder, names, complaint) for (folder, complaint), names in files.items()]
+
+
+def _line(folder: PurePath, names: Sequence[str], complaint: str) -> str:
+    if len(names) == 1:
+        return f"{folder / names[0]}: {complaint}"
+    where = f"{folder}: " if folder.name else ""  # not every source is of files
+    return f"{where}{len(names)} files: {complaint}: {listed(names, 3)}"
+
+
+def listed(items: Sequence[str], most: int = _MOST) -> str:
+    """The first items as one line, then how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

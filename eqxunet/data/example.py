@@ -1,0 +1,64 @@
+"""What sources hold: one image with its mask, encoded or drawn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ..config import Labels
+from .classes import Classes
+from .kinds import Species
+
+Progress = Callable[[int, int | None], None]
+"""Called with how much is done, and of how much where that is known."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its mask, encoded as in a file or drawn.
+
+    Arguments:
+
+    - `image`: bytes of an image file, or RGB pixels.
+    - `mask`: bytes of an image file, or pixels of `kind`; a trimap where `kind` is `"species"`.
+    - `name`: names the example in reports and errors.
+    - `kind`: what its labels are to be.
+    - `species`: what the pet is, where that is known.
+    - `classes`: names and colours, where `kind` is `"classes"`.
+    - `files`: where image and mask were read, for errors.
+    """
+
+    image: bytes | UInt8[np.ndarray, "h w 3"]
+    mask: bytes | UInt8[np.ndarray, "h w"]
+    name: str
+    kind: Labels = "trimap"
+    species: Species | None = None
+    classes: Classes = Classes()
+    files: tuple[str, str] | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A sequence of examples.
+
+    `identity` changes whenever any of them does; `kind` and `classes` are what their labels
+    are; `notes` are what the user should know of all this.
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def kind(self) -> Labels: ...
+
+    @property
+    def classes(self) -> Classes: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...

@@ -1,0 +1,90 @@
+"""Images to logits and probabilities: the one way that scores, pictures and predictions share."""
+
+import os
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped, UInt8
+from PIL import Image
+from scipy.special import expit, softmax
+
+from ..data.augment import to_float
+from ..data.decoding import read_image, resize_image
+from ..errors import InputError
+from ..models import UNet, batched, fold
+
+Picture = Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | str | os.PathLike[str]
+
+
+@eqx.filter_jit
+def forward(
+    model: UNet, state: eqx.nn.State, images: Float[Array, "b h w c"]
+) -> Float[Array, "b h w k"]:
+    """Logits of a batch, from a model in inference mode."""
+    return batched(fold(model, state))(images, state)[0].astype(jnp.float32)
+
+
+def predict(
+    model: UNet, state: eqx.nn.State, image: Picture
+) -> Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]:
+    """Returns each pixel's probability, of foreground or of each class, at the image's own size.
+
+    The image is resized to the size that the model was trained at; the logits are resized back,
+    and only then turned into probabilities.
+
+    Arguments:
+
+    - `model`: in inference mode.
+    - `image`: as `as_rgb` takes it.
+    """
+    pixels = as_rgb(image)
+    h, w, _ = pixels.shape
+    logits = np.asarray(forward(model, state, to_float(resize_image(pixels, model.size)[None]))[0])
+    # Pillow, since jax.image.resize would compile anew for every size of image.
+    large = [
+        Image.fromarray(channel).resize((w, h), Image.Resampling.BILINEAR)
+        for channel in np.moveaxis(logits, -1, 0).copy()
+    ]
+    if len(large) == 1:
+        return expit(np.asarray(large[0]))
+    return softmax(np.stack([np.asarray(channel) for channel in large], axis=-1), axis=-1)
+
+
+def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as RGB in 0..255.
+
+    Arguments:
+
+    - `image`: a file, or pixels: RGB, RGBA (transparency is dropped) or grey, of 8 bits or as
+      floating point in [0, 1].
+
+    Raises InputError for a file that is no image, ValueError for other pixels.
+    """
+    if isinstance(image, str | os.PathLike):
+        return _read_file(image)
+    pixels = np.asarray(image)
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.size and pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(
+                "floating-point pixels go from 0 to 1; divide by 255, or give them as uint8"
+            )
+        pixels = (pixels * 255).round().astype(np.uint8)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"an image is uint8 or floating point of shape (h, w), (h, w, 3) or (h, w, 4), "
+            f"not {pixels.dtype} of {pixels.shape}; one at a time"
+        )
+    return np.ascontiguousarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)))
+
+
+def _read_file(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an image file as RGB; raises InputError where it cannot be."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return read_image(content, str(path))

@@ -1,0 +1,63 @@
+"""The expanding path, on any pyramid."""
+
+import equinox as eqx
+from jaxtyping import Array, Float, Key
+
+from .blocks import UpBlock
+from .encoders import Pyramid
+
+
+class Decoder(eqx.Module):
+    """Up blocks from the deepest map of a pyramid to stride 1, each of which halves the stride.
+
+    Where the pyramid has a map of the new stride, it is the block's skip, and the block has as many
+    channels; elsewhere half as many as before. So 32, 64, 128, 256 channels at strides 1 to 8 are
+    decoded by 128, 64, 32, and 64, 128, 256, 512 at strides 4 to 32 by 256, 128, 64, 32, 16.
+
+    Arguments:
+
+    - `channels`, `strides`: of the pyramid, shallow to deep.
+    - `keys`: one a block; `count_blocks` says how many.
+    """
+
+    up: tuple[UpBlock, ...]
+    skips: tuple[int | None, ...] = eqx.field(static=True)  # by block, the map's place if any
+    out_channels: int = eqx.field(static=True)
+
+    def __init__(
+        self, channels: tuple[int, ...], strides: tuple[int, ...], *, keys: Key[Array, " up"]
+    ):
+        stride, c_in, up, skips = strides[-1], channels[-1], [], []
+        for key in keys:
+            stride //= 2
+            skip = strides.index(stride) if stride in strides else None
+            c_skip = 0 if skip is None else channels[skip]
+            c_out = c_skip or -(-c_in // 2)
+            up.append(UpBlock(c_in, c_skip, c_out, key=key))
+            skips.append(skip)
+            c_in = c_out
+        self.up = tuple(up)
+        self.skips = tuple(skips)
+        self.out_channels = c_in
+
+    def __call__(
+        self, pyramid: Pyramid, state: eqx.nn.State
+    ) -> tuple[Float[Array, "h w {self.out_channels}"], eqx.nn.State]:
+        *_, x = pyramid
+        for up, skip in zip(self.up, self.skips, strict=True):
+            x, state = up(x, None if skip is None else pyramid[skip], state)
+        return x, state
+
+
+def count_blocks(strides: tuple[int, ...]) -> int:
+    """Returns how many times the deepest stride halves on the way to 1.
+
+    Raises ValueError unless the strides are rising powers of two.
+    """
+    rising = all(a < b for a, b in zip(strides, strides[1:], strict=False))
+    if not strides or not rising or any(stride.bit_count() != 1 for stride in strides):
+        raise ValueError(
+            f"A decoder goes up by factors of two, from strides that are rising powers of two, "
+            f"such as (4, 8, 16, 32), not {strides}: mend the encoder's `strides`."
+        )
+    return strides[-1].bit_length() - 1

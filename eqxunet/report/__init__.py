@@ -1,0 +1,4 @@
+"""Pictures of runs."""
+
+from .pictures import save_curves as save_curves
+from .pictures import save_predictions as save_predictions

@@ -1,0 +1,144 @@
+"""Pictures of a run: learning curves, and predictions beside their images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Patch
+
+from ..data.sheet import edges
+
+_NOT_COUNTED = (128, 128, 128)
+_TOO_MUCH, _MISSED = np.array([215, 25, 28]), np.array([44, 90, 210])
+_OUTLINE = (255, 230, 0)
+_NAME = 18  # characters of a name over a picture
+_MOST_SHADES = 24
+
+
+def save_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws loss and validation scores against epochs.
+
+    Arguments:
+
+    - `records`: the lines of `metrics.jsonl`.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, score = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in records]
+    marker = "o" if len(epochs) == 1 else None
+    for axes, names in ((loss, ("train/loss", "val/loss")), (score, ("val/iou", "val/dice"))):
+        for name in names:
+            axes.plot(epochs, [r[name] for r in records], label=name, marker=marker)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    loss.set_title("loss")
+    score.set_title("mean per-image score on the validation split")
+    score.set_ylim(0, 1)
+    figure.savefig(path, dpi=120)
+
+
+def save_predictions(
+    images: UInt8[np.ndarray, "n h w 3"],
+    targets: UInt8[np.ndarray, "n h w"],
+    predictions: UInt8[np.ndarray, "n h w"],
+    probabilities: Float[np.ndarray, "n h w"] | None,
+    names: Sequence[str],
+    scores: Sequence[str],
+    classes: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"],
+    path: Path,
+) -> None:
+    """Draws a column an example: image, truth, prediction, and where they differ.
+
+    Arguments:
+
+    - `targets`: the class of each pixel; 255 where it does not count.
+    - `probabilities`: of foreground, where there is no other class.
+    - `scores`: a text below each name.
+    """
+    rows = ["image", "truth", "prediction", "errors"]
+    if probabilities is not None:
+        rows[2:3] = ["probability", "prediction"]
+    columns = max(len(images), 3)  # fewer are too narrow for the legend
+    figure = Figure(figsize=(1.5 * columns, 1.6 * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    palette = np.full((256, 3), _NOT_COUNTED, np.uint8)
+    palette[: len(colours)] = colours
+    colour_share = 0.45 if len(classes) > 2 else 0.0
+    for column, (name, score) in enumerate(zip(names, scores, strict=True)):
+        image, target, prediction = images[column], targets[column], predictions[column]
+        panels = {
+            "image": image,
+            "truth": palette[target],
+            "prediction": _outlined(_over(palette, prediction, image, colour_share), prediction),
+            "errors": errors_in(image, target, prediction),
+        }
+        for row, title in enumerate(rows):
+            if title == "probability" and probabilities is not None:
+                grid[row, column].imshow(probabilities[column], cmap="gray", vmin=0, vmax=1)
+            else:
+                grid[row, column].imshow(panels[title])
+        text = f"{_drawable(_shortened(name))}\n{score}"
+        grid[0, column].set_title(text, fontsize=8, parse_math=False)
+    for row, title in enumerate(rows):
+        grid[row, 0].set_ylabel(title)
+    shades = [(f"{name}", colour) for name, colour in zip(classes, colours, strict=True)]
+    if (targets == 255).any():
+        shades.append(("not counted", np.array(_NOT_COUNTED)))
+    if len(classes) == 2:
+        shades += [("error: too much", _TOO_MUCH), ("error: missed", _MISSED)]
+    else:
+        shades.append(("error", _TOO_MUCH))
+    patches = [
+        Patch(facecolor=tuple(np.asarray(colour) / 255), edgecolor="gray", label=_drawable(name))
+        for name, colour in shades[:_MOST_SHADES]
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def errors_in(
+    image: UInt8[np.ndarray, "h w 3"],
+    target: UInt8[np.ndarray, "h w"],
+    prediction: UInt8[np.ndarray, "h w"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in pale grey, with wrong pixels in red, or blue where background was predicted."""
+    grey = 110 + (image.mean(axis=-1, keepdims=True) * 0.5).round()
+    wrong = (prediction != target) & (target != 255)
+    colour = np.where((prediction == 0)[..., None], _MISSED, _TOO_MUCH)
+    return np.where(wrong[..., None], colour, grey.repeat(3, axis=-1)).astype(np.uint8)
+
+
+def _over(
+    palette: UInt8[np.ndarray, "256 3"],
+    prediction: UInt8[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "h w 3"],
+    colour_share: float,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image, with the background darkened and each of several classes in its colour."""
+    share = np.where(prediction == 0, 0.7, colour_share)[..., None]
+    return (share * palette[prediction] + (1 - share) * image).astype(np.uint8)
+
+
+def _outlined(
+    picture: UInt8[np.ndarray, "h w 3"], prediction: UInt8[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    return np.where(edges(prediction[None])[0][..., None], np.array(_OUTLINE, np.uint8), picture)
+
+
+def _shortened(name: str) -> str:
+    """The start and the end of a name, as much as fits over a picture."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-(_NAME // 2) :]}"
+
+
+def _drawable(text: str) -> str:
+    """The text with a box for every character that the font lacks, of which it would warn."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in text)

@@ -1,0 +1,14 @@
+"""Runs: directories in which a model is trained, scored and kept."""
+
+from .config import RunConfig as RunConfig
+from .directory import RUNS as RUNS
+from .epochs import Outcome as Outcome
+from .epochs import best_of as best_of
+from .evaluation import evaluate as evaluate
+from .load import Run as Run
+from .load import load_run as load_run
+from .load import predict as predict
+from .observer import Observer as Observer
+from .training import differences as differences
+from .training import run_training as run_training
+from .training import train as train

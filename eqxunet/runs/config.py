@@ -1,0 +1,143 @@
+"""All that a run depends on, and the file that keeps it."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .. import __version__
+from ..config import DATA_DIR, DATASETS, Labels, ModelConfig, TaskName, TrainConfig
+from ..data import Split
+from ..errors import InputError, IntegrityError
+from ..tasks import AbstractTask, make_task
+
+_VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
+# What a run keeps; files of runs before them lack the last three.
+_PLAIN = ("data", "data_dir", "limit")
+_LATER = {"task": "binary", "labels": None, "classes": (), "identity": None, "start": None}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is trained on what; `train` completes it, and `config.json` holds it.
+
+    Arguments:
+
+    - `data`: `"oxford_iiit_pet"`, `"synthetic"`, or a folder.
+    - `data_dir`: where TFDS keeps oxford_iiit_pet.
+    - `limit`: the first so many examples of each split.
+    - `task`, `labels`: what is learnt of which labels; None for what the task and the data imply.
+    - `weights`: of an encoder that has pretrained ones: `"auto"`, `"random"` or a file.
+    - `start`: a run whose best weights this one starts from.
+    - `classes`: their names, by index; the run fills it in, as it does what follows.
+    - `provenance`: of the weights: `{"sha256", "known_release"}`.
+    - `identity`: of the data: by split, how many images, and a digest of them at training size.
+
+    Raises InputError where weights are named for an encoder that has none.
+    """
+
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    data: str = "oxford_iiit_pet"
+    data_dir: str = str(DATA_DIR)
+    limit: int | None = None
+    task: TaskName = "binary"
+    labels: Labels | None = None
+    weights: str = "auto"
+    start: str | None = None
+    classes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] | None = None
+    identity: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        # Where the program is called has no part in what a run is.
+        object.__setattr__(self, "data", absolute(self.data))
+        object.__setattr__(self, "data_dir", absolute(self.data_dir))
+        if self.weights != "auto" and not self.model.has_pretrained_weights:
+            raise InputError(
+                f"--weights {self.weights}: there are none for the {self.model.encoder} encoder; "
+                "leave it out, or use --encoder resnet10"
+            )
+
+    def make_task(self, split: Split) -> AbstractTask:
+        """The task, for labels like those of a split."""
+        return make_task(
+            self.task,
+            kind=split.kind,
+            classes=self.classes or split.classes,
+            border=self.train.border,
+        )
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunConfig":
+        """Reads `config.json` of a run directory.
+
+        Raises InputError where there is none, IntegrityError where it is not eqxunet's.
+        """
+        path = directory / "config.json"
+        if not path.is_file():
+            raise InputError(
+                f"{directory}: not a run directory (no config.json); train one first, or name "
+                "another"
+            )
+        try:
+            values = json.loads(path.read_text())
+            weights = values["weights"] or {"source": "auto"}
+            return cls(
+                ModelConfig(**{name: _tuples(value) for name, value in values["model"].items()}),
+                TrainConfig(**values["train"]),
+                **{name: values[name] for name in _PLAIN},
+                **{name: _tuples(values.get(name, other)) for name, other in _LATER.items()},
+                weights=weights["source"],
+                provenance={k: v for k, v in weights.items() if k != "source"} or None,
+            )
+        except InputError as error:
+            raise IntegrityError(f"{path}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(
+                f"{path}: not the configuration of a run, or damaged "
+                f"({type(error).__name__}: {error}); name another run"
+            ) from error
+
+    def write(self, directory: Path) -> None:
+        """Writes `config.json`, with the versions and the device beside the options."""
+        values = dataclasses.asdict(self)
+        del values["provenance"]
+        values["weights"] = self.weights_record
+        about = {
+            "versions": {"eqxunet": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in _VERSIONED},
+            "device": {
+                "platform": jax.default_backend(),
+                "kind": jax.devices()[0].device_kind,
+                "count": jax.device_count(),
+            },
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        temporary = directory / "config.json.partial"
+        temporary.write_text(json.dumps(values | about, indent=2) + "\n")
+        temporary.replace(directory / "config.json")
+
+    @property
+    def weights_record(self) -> dict[str, Any] | None:
+        """Where the encoder's weights came from: `{"source", "sha256", "known_release"}`."""
+        if not self.model.has_pretrained_weights:
+            return None
+        return {"source": self.weights, **(self.provenance or {})}
+
+
+def absolute(data: str) -> str:
+    """A dataset's name as it is, a path as an absolute one."""
+    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,128 @@
+"""A run's best checkpoint, scored on a split: all that the command `eval` does."""
+
+import csv
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..config import DATASETS, SplitName
+from ..data import Split, label_kind
+from ..errors import InputError
+from ..evaluation import Scores, per_image, score, summarise
+from .config import RunConfig, absolute
+from .load import Run
+from .observer import Observer
+from .pictures import draw_examples
+from .scores import check_same_images, check_scores, scores_directory
+from .training import load
+
+
+def evaluate(
+    run: Run,
+    split: SplitName = "test",
+    *,
+    data: str | None = None,
+    data_dir: str | None = None,
+    threshold: float = 0.5,
+    limit: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Scores a run on a split: writes metrics.json, per_image.csv and examples.png.
+
+    Returns what `metrics.json` holds: IoU and Dice, per image and pooled, by border policy.
+
+    Arguments:
+
+    - `data`, `data_dir`, `limit`: by default those that the run was trained with.
+    - `threshold`: probability that counts as foreground.
+    - `out`: by default `eval/SPLIT` in the run's directory, or a folder beside it that names other
+      conditions.
+    - `overwrite`: replace other scores that `out` holds.
+    - `observer`: is told what goes on.
+
+    Raises InputError where `out` holds something else, and what `load_split` raises.
+    """
+    observer = observer or Observer()
+    config = _config(run, data=data, data_dir=data_dir, limit=limit)
+    conditions = {
+        "data": config.data,
+        "split": split,
+        "threshold": threshold,
+        "limit": config.limit,
+    }
+    folder = Path(out) if out else scores_directory(run, **conditions)
+    if not overwrite:
+        check_scores(folder, conditions | ({"run": str(run.directory)} if out else {}))
+    for warning in _warnings(run, config, split):
+        observer.warn(warning)
+    arrays = load(config, split, observer)
+    for note in arrays.notes:
+        observer.warn(note)
+    task = dataclasses.replace(run.task, kind=arrays.kind)
+    _check_classes(run, arrays)
+    with observer.progress(f"scoring {split} images") as progress:
+        scores = score(run.model, run.state, arrays, task, threshold=threshold, progress=progress)
+    with observer.stage("intervals and pictures"):
+        metrics = {
+            "run": str(run.directory),
+            "step": run.step,
+            "encoder": config.model.encoder,
+            "weights": config.weights_record,
+            "size": config.model.size,
+            "task": config.task,
+            "labels": arrays.kind,
+            **conditions,
+            **summarise(scores),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, metrics, scores)
+        draw_examples(run, arrays, scores, folder / "examples.png")
+    observer.note(f"written: metrics.json, per_image.csv and examples.png in {folder}")
+    return metrics
+
+
+def _config(run: Run, *, data: str | None, data_dir: str | None, limit: int | None) -> RunConfig:
+    """The run's configuration, with other data where given."""
+    before = run.config
+    given = {"data": data and absolute(data), "data_dir": data_dir, "limit": limit}
+    config = dataclasses.replace(before, **{k: v for k, v in given.items() if v is not None})
+    if config.data == before.data:
+        return config
+    labels = label_kind(config.data, task=config.task, labels=None)
+    if config.task == "semantic" and {labels, before.labels} == {"species", "trimap"}:
+        labels = before.labels
+    return dataclasses.replace(config, labels=labels)
+
+
+def _warnings(run: Run, config: RunConfig, split: SplitName) -> list[str]:
+    warnings = []
+    if warning := check_same_images(run, config):
+        warnings.append(warning)
+    if config.data == run.config.data and split in ("train", "all"):
+        warnings.append("the run was trained on some of these images, so their scores flatter")
+    elif config.data != run.config.data and config.data not in DATASETS and split != "all":
+        warnings.append(f"the {split} split of {config.data} alone; --split all scores all images")
+    return warnings
+
+
+def _check_classes(run: Run, split: Split) -> None:
+    """Raises InputError where a split has classes that a run has not learnt."""
+    if run.config.task == "semantic" and len(split.classes) > len(run.task.classes):
+        raise InputError(
+            f"its labels have {len(split.classes)} classes ({', '.join(split.classes)}), "
+            f"{run.directory.name} has learnt {len(run.task.classes)} "
+            f"({', '.join(run.task.classes)}); score it on labels of those"
+        )
+
+
+def _write(folder: Path, metrics: dict[str, Any], scores: Scores) -> None:
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    rows = per_image(scores)
+    with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,114 @@
+"""A trained run, ready for inference."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import InputError, IntegrityError
+from ..evaluation import predictor
+from ..models import UNet, build
+from ..models.leaves import named_leaves, replace_leaves, replace_state, select
+from ..tasks import AbstractTask, make_task
+from ..training import Restored, restore
+from .config import RunConfig
+from .directory import RUNS
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its best checkpoint, ready for inference.
+
+    - `model`: in inference mode.
+    - `state`: BatchNorm's statistics.
+    - `step`: after which the checkpoint was saved.
+    - `damaged`: checkpoints that were passed over, and why.
+    """
+
+    model: UNet
+    state: eqx.nn.State
+    config: RunConfig
+    task: AbstractTask
+    step: int
+    directory: Path
+    damaged: list[str]
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({str(self.directory)!r}: {self.config.model.encoder}, {self.config.task} on "
+            f"{self.config.data}, best at step {self.step})"
+        )
+
+
+def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
+    """Loads the best checkpoint of a run, with the model in inference mode.
+
+    Raises InputError where the directory holds no run, or none that was validated, IntegrityError
+    where every checkpoint is damaged.
+    """
+    directory = Path(directory).resolve()
+    config = RunConfig.read(directory)
+    restored = restore(directory / "checkpoints", "best")
+    if restored is None:
+        if restore(directory / "checkpoints") is None:
+            raise InputError(
+                f"{directory}: nothing was saved yet; wait for its first epoch to end, or train "
+                "anew with the options in its config.json and --overwrite"
+            )
+        raise InputError(
+            f"{directory}: no validated checkpoint yet; go on with `train --resume --run "
+            f"{directory}` until an epoch ends"
+        )
+    return _as_run(directory, config, restored)
+
+
+def _as_run(directory: Path, config: RunConfig, restored: Restored) -> Run:
+    identity = config.identity or {}
+    kind = identity.get("labels", "trimap")
+    task = make_task(config.task, kind=kind, classes=config.classes, border=config.train.border)
+    # Shapes alone: drawing random weights would take seconds.
+    model, state = eqx.filter_eval_shape(
+        build, config.model, outputs=task.outputs, key=jax.random.key(0)
+    )
+    leaves, statistics = (select(restored.arrays, part) for part in ("model", "state"))
+    if missing := named_leaves(model).keys() - leaves.keys():
+        raise IntegrityError(
+            f"{directory}: the checkpoint lacks {sorted(missing)[:3]} and is perhaps of an older "
+            "eqxunet; train anew"
+        )
+    model = eqx.nn.inference_mode(replace_leaves(model, leaves))
+    state = replace_state(model, state, statistics)
+    return Run(model, state, config, task, restored.step, directory, restored.damaged)
+
+
+Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
+
+
+@overload
+def predict(run: Run, image: predictor.Picture, /) -> Probabilities: ...
+@overload
+def predict(model: UNet, state: eqx.nn.State, image: predictor.Picture, /) -> Probabilities: ...
+def predict(model: Run | UNet, *rest: Any) -> Probabilities:
+    """Returns each pixel's probability, of foreground or of each class, at the image's own size.
+
+    `predict(run, image)`, or `predict(model, state, image)` of a model in inference mode. The image
+    is resized to the size that the model was trained at; the logits are resized back, and only then
+    turned into probabilities.
+
+    Arguments:
+
+    - `image`: a file, or pixels: RGB, RGBA (transparency is dropped) or grey, of 8 bits or as
+      floating point in [0, 1].
+
+    Raises InputError for a file that is no image, ValueError for other pixels.
+    """
+    if isinstance(model, Run):
+        (image,) = rest
+        return predictor.predict(model.model, model.state, image)
+    state, image = rest
+    return predictor.predict(model, state, image)

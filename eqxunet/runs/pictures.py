@@ -1,0 +1,53 @@
+"""The pictures of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ..data import Split
+from ..data.augment import to_float
+from ..evaluation import Scores, forward, score
+from .load import Run
+
+_PICTURED = 8
+
+
+def draw_training(run: Run, records: Sequence[Mapping[str, Any]], val_split: Split) -> None:
+    """Draws the curves, and validation images as the best checkpoint segments them."""
+    # Matplotlib takes a second, which the first step can do without.
+    from ..report import save_curves
+
+    save_curves(records, run.directory / "curves.png")
+    scores = score(run.model, run.state, val_split, run.task)
+    first = np.arange(min(_PICTURED, len(val_split)))
+    _draw(run, val_split, scores, first, run.directory / "predictions.png")
+
+
+def draw_examples(run: Run, split: Split, scores: Scores, path: Path) -> None:
+    """Pictures examples from the worst to the best, evenly spaced by rank."""
+    ranks = np.linspace(0, len(split) - 1, min(_PICTURED, len(split))).round().astype(int)
+    _draw(run, split, scores, np.argsort(scores.iou, kind="stable")[ranks], path)
+
+
+def _draw(
+    run: Run, split: Split, scores: Scores, chosen: Int[np.ndarray, " n"], path: Path
+) -> None:
+    from ..report import save_predictions
+
+    task = scores.task
+    logits = forward(run.model, run.state, to_float(split.images[chosen]))
+    probability = np.asarray(task.probability(logits)) if task.outputs == 1 else None
+    save_predictions(
+        split.images[chosen],
+        np.asarray(task.targets(split.labels[chosen])),
+        np.asarray(task.prediction(logits, scores.threshold)),
+        probability,
+        [split.names[i] for i in chosen],
+        [f"IoU {scores.iou[i]:.2f}" for i in chosen],
+        task.classes,
+        task.colours,
+        path,
+    )

@@ -1,0 +1,67 @@
+"""Where the scores of a run go, and whether they may."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import DATASETS, SplitName
+from ..data.cache import is_of
+from ..data.complaints import listed
+from ..data.folder import open_folder
+from ..errors import InputError
+from .config import RunConfig
+from .load import Run
+
+
+def scores_directory(
+    run: Run, *, data: str, split: SplitName, threshold: float, limit: int | None
+) -> Path:
+    """Where the scores of a run under these conditions go, so that others' stay.
+
+    `eval/SPLIT` in the run's directory holds those on the run's own data at a threshold of 0.5.
+    """
+    parts: list[str] = [split]
+    if data != run.config.data:
+        parts.append(f"of-{Path(data).name}")
+    if limit != run.config.limit:
+        parts.append(f"first-{limit}")
+    if threshold != 0.5:
+        parts.append(f"threshold-{threshold:g}")
+    return run.directory / "eval" / "-".join(parts)
+
+
+def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
+    """Raises InputError where a directory holds other scores, or something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name another folder")
+    written = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    try:
+        before = json.loads((out / "metrics.json").read_text()) if written else conditions
+        changed = [f"{k} {before[k]}" for k, v in conditions.items() if before.get(k, v) != v]
+    except (OSError, ValueError, AttributeError):
+        changed = written
+    if changed:
+        raise InputError(
+            f"{out}: holds something else ({listed(changed)}); name another folder (--out), or add "
+            "--overwrite"
+        )
+
+
+def check_same_images(run: Run, config: RunConfig) -> str | None:
+    """Returns a warning where a folder's images are no longer those that a run was trained on.
+
+    Splits without lists depend on all names: an image that was trained on may be in another now.
+    """
+    if config.data != run.config.data or config.data in DATASETS or not run.config.identity:
+        return None
+    splits: tuple[SplitName, ...] = ("train", "val")
+    for split in splits:
+        limit = run.config.limit
+        source = open_folder(Path(config.data), split, kind=config.labels, limit=limit)
+        if not is_of(run.config.identity[split]["crc32"], source.names):
+            return (
+                f"{config.data}: images came or went since {run.directory.name} was trained, so "
+                "some that it was trained on may be among these"
+            )
+    return None

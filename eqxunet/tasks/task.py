@@ -1,0 +1,129 @@
+"""What a pixel's logits mean: the seam between a network and what it is trained for."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from ..config import Border, Labels
+
+IGNORED = 255
+"""Target of a pixel that does not count."""
+
+EPSILON = 1e-6
+"""Of scores and of soft Dice, as the Flax original has it: nothing predicted of nothing is 1."""
+
+# The class of each raw label; those that have a border, by what it counts as.
+_PLAIN: Mapping[Labels, Mapping[int, int]] = {
+    "mask": {0: 0, 1: 1},
+    "classes": {label: label for label in range(IGNORED)},
+}
+_BORDERED: Mapping[Labels, Mapping[Border, Mapping[int, int]]] = {
+    "trimap": {
+        "foreground": {1: 1, 2: 0, 3: 1},
+        "background": {1: 1, 2: 0, 3: 0},
+        "ignore": {1: 1, 2: 0, 3: IGNORED},
+    },
+    "species": {
+        "foreground": {0: 0, 1: 1, 2: 2, 3: 1, 4: 2},
+        "background": {0: 0, 1: 1, 2: 2, 3: 0, 4: 0},
+        "ignore": {0: 0, 1: 1, 2: 2, 3: IGNORED, 4: IGNORED},
+    },
+}
+
+Confusion = Int[Array | np.ndarray, "*b k k"]
+"""Pixels by true class (rows) and predicted class (columns)."""
+
+
+class AbstractTask(eqx.Module):
+    """What a network's outputs are trained for, and how they are decoded and scored.
+
+    Tasks hold plain values alone, so they cost nothing to pass into a compiled function.
+
+    - `classes`: names, by index; background first where there is one.
+    - `kind`: what the values of raw labels mean.
+    - `border`: what the border of `"trimap"` and `"species"` labels counts as.
+    """
+
+    classes: eqx.AbstractVar[tuple[str, ...]]
+    kind: eqx.AbstractVar[Labels]
+    border: eqx.AbstractVar[Border]
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """How many logits a pixel has."""
+
+    @property
+    @abstractmethod
+    def colours(self) -> UInt8[np.ndarray, "k 3"]:
+        """Of each class, in RGB."""
+
+    @abstractmethod
+    def targets(self, labels: UInt8[Array | np.ndarray, "*b h w"]) -> UInt8[Array, "*b h w"]:
+        """Each pixel's class, from raw labels; `IGNORED` where it does not count."""
+
+    @abstractmethod
+    def loss(self, logits: Float[Array, "h w k"], target: UInt8[Array, "h w"]) -> Float[Array, ""]:
+        """Of one image, in float32."""
+
+    @abstractmethod
+    def probability(self, logits: Float[Array, "*b h w k"]) -> Float[Array, "..."]:
+        """Of each class; of foreground alone, without an axis for it, where that is all."""
+
+    @abstractmethod
+    def prediction(
+        self, logits: Float[Array, "*b h w k"], threshold: Float[Array, ""] | float = 0.5
+    ) -> UInt8[Array, "*b h w"]:
+        """The class of each pixel."""
+
+    @abstractmethod
+    def iou(self, confusion: Confusion) -> Float[Array | np.ndarray, "*b"]:
+        """The score of an image by which checkpoints are chosen."""
+
+    @abstractmethod
+    def dice(self, confusion: Confusion) -> Float[Array | np.ndarray, "*b"]:
+        """The Dice coefficient of an image, taken like `iou`."""
+
+    @abstractmethod
+    def columns(self, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
+        """Further columns of `per_image.csv`, one value an image each."""
+
+    @abstractmethod
+    def details(self, confusion: Int[np.ndarray, "n k k"], interval: Any) -> dict[str, Any]:
+        """Further entries of `metrics.json`.
+
+        Arguments:
+
+        - `interval`: what makes `{"mean", "ci95"}` of one value an image.
+        """
+
+
+def class_of_label(
+    labels: UInt8[Array | np.ndarray, "*b h w"], kind: Labels, border: Border
+) -> UInt8[Array, "*b h w"]:
+    """Each pixel's class, by what a kind of labels means; `IGNORED` for values it does not have."""
+    classes = _PLAIN.get(kind) or _BORDERED[kind][border]
+    table = np.full(256, IGNORED, np.uint8)
+    table[list(classes)] = list(classes.values())
+    return jnp.asarray(table)[jnp.asarray(labels)]
+
+
+def has_border(kind: Labels) -> bool:
+    """Whether labels of this kind tell the border from what it surrounds."""
+    return kind in _BORDERED
+
+
+def confusion_matrix(
+    prediction: UInt8[Array, "h w"], target: UInt8[Array, "h w"], classes: int
+) -> Int[Array, "k k"]:
+    """Counts one image's pixels by true class (rows) and predicted class (columns)."""
+    # Exact below 2**24 pixels an entry; one product, where a histogram would be a scatter.
+    truth = jax.nn.one_hot(target.reshape(-1), classes)
+    predicted = jax.nn.one_hot(prediction.reshape(-1), classes)
+    return jnp.einsum("pk,pl->kl", truth, predicted, precision="highest").astype(jnp.int32)

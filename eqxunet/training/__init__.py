@@ -1,0 +1,15 @@
+"""From a model to a trained one: the compiled step, what it optimises, statistics, checkpoints."""
+
+from .checkpoint import BEST as BEST
+from .checkpoint import Restored as Restored
+from .checkpoint import Writer as Writer
+from .checkpoint import restore as restore
+from .loop import fit as fit
+from .loop import with_precise_statistics as with_precise_statistics
+from .optimizer import learning_rate as learning_rate
+from .statistics import precise_statistics as precise_statistics
+from .step import StepMetrics as StepMetrics
+from .step import Trainer as Trainer
+from .step import TrainState as TrainState
+from .step import initialise as initialise
+from .step import train_step as train_step

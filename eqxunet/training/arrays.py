@@ -1,0 +1,70 @@
+"""All that a run needs to go on, as named arrays and back."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree, Shaped
+
+from ..errors import IntegrityError
+from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
+from .optimizer import trainable_mask
+from .step import Trainer, TrainState
+
+
+def to_arrays(trainer: Trainer, train_state: TrainState) -> dict[str, Shaped[Array, "..."]]:
+    """Returns model, statistics, optimiser and counts by name.
+
+    The optimiser's moments, which it holds as one vector of all trained leaves, are named as those
+    leaves are: in a vector alone, their order would be that of the model's fields.
+    """
+    model = trainer.model(train_state)
+    parts = {
+        "model": named_leaves(model),
+        "state": named_state(model, train_state.state),
+        "optimizer": named_leaves(_unravelled(train_state)),
+        "counts": {"step": train_state.step, "skipped": train_state.skipped},
+    }
+    return {
+        f"{part}.{name}": leaf for part, leaves in parts.items() for name, leaf in leaves.items()
+    }
+
+
+def from_arrays(
+    trainer: Trainer, train_state: TrainState, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+) -> tuple[Trainer, TrainState]:
+    """Returns both with the values that `to_arrays` named.
+
+    Raises IntegrityError, listing the differences, where the arrays are of another run.
+    """
+    expected = to_arrays(trainer, train_state).keys()
+    if expected != arrays.keys():
+        missing, unknown = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected)
+        raise IntegrityError(
+            f"The checkpoint is not of this run: missing {missing}, unknown {unknown}."
+        )
+    model = replace_leaves(trainer.model(train_state), select(arrays, "model"))
+    state = replace_state(model, train_state.state, select(arrays, "state"))
+    moments = replace_leaves(_unravelled(train_state), select(arrays, "optimizer"))
+    counts = {name: jnp.asarray(leaf) for name, leaf in select(arrays, "counts").items()}
+    trainable, frozen = eqx.partition(model, trainable_mask(model, trainer.config))
+    opt_state = jax.tree.map(
+        lambda _, tree: tree if eqx.is_array(tree) else ravel_pytree(tree)[0],
+        train_state.opt_state,
+        moments,
+    )
+    return dataclasses.replace(trainer, frozen=frozen), TrainState(
+        trainable, state, opt_state, **counts
+    )
+
+
+def _unravelled(train_state: TrainState) -> PyTree:
+    """The optimiser's state with trees like the trained leaves in place of its vectors of them."""
+    vector, unravel = ravel_pytree(train_state.trainable)
+    return jax.tree.map(
+        lambda leaf: unravel(leaf) if leaf.shape == vector.shape else leaf, train_state.opt_state
+    )

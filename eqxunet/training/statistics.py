@@ -1,0 +1,62 @@
+"""BatchNorm's statistics that belong to a model's weights."""
+
+from collections.abc import Iterable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ..models import UNet, batched
+from ..models.layers import BatchNorm
+
+
+def precise_statistics(
+    model: UNet, state: eqx.nn.State, batches: Iterable[Float[Array, "b h w c"]]
+) -> eqx.nn.State:
+    """Returns a state with running statistics taken anew, for the weights as they are.
+
+    Running statistics that training leaves are those of earlier weights: at momentum 0.99, of
+    hundreds of steps, and of their start at 0 and 1 in a short run (Wu, Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021). Here every batch is normalised by its own statistics, as in
+    training, and these are joined: the mean of the means, and the variance of all pixels.
+
+    Arguments:
+
+    - `model`: in training mode. A layer in inference mode keeps its statistics.
+    - `state`: may be used further.
+    - `batches`: of images as training sees them, augmented where it augments.
+    """
+    norms = [norm for norm in _norms(model) if not norm.inference]
+    last = jax.tree.map(_without_momentum, model, is_leaf=_is_norm)
+    state = jax.tree.map(lambda leaf: leaf, state)  # a state of its own, to change
+    for norm in norms:  # whatever they were, infinite perhaps, has no part in it
+        state = state.set(norm.running, jax.tree.map(jnp.zeros_like, state.get(norm.running)))
+    of_batches = jax.device_get([_batch_statistics(last, state, images) for images in batches])
+    for norm, statistics in zip(norms, zip(*of_batches, strict=True), strict=True):
+        mean, var = (np.stack([each[name] for each in statistics]) for name in ("mean", "var"))
+        joined = {"mean": mean.mean(0), "var": var.mean(0) + mean.var(0)}
+        state = state.set(norm.running, jax.tree.map(jnp.asarray, joined))
+    return state
+
+
+@eqx.filter_jit
+def _batch_statistics(
+    model: UNet, state: eqx.nn.State, images: Float[Array, "b h w c"]
+) -> list[dict[str, Array]]:
+    """Running statistics of a model without momentum, after a batch: the batch's own."""
+    _, state = batched(model)(images, state)
+    return [state.get(norm.running) for norm in _norms(model) if not norm.inference]
+
+
+def _is_norm(node: object) -> bool:
+    return isinstance(node, BatchNorm)
+
+
+def _norms(model: UNet) -> list[BatchNorm]:
+    return [leaf for leaf in jax.tree.leaves(model, is_leaf=_is_norm) if _is_norm(leaf)]
+
+
+def _without_momentum(node: PyTree) -> PyTree:
+    return eqx.tree_at(lambda norm: norm.momentum, node, 0.0) if _is_norm(node) else node

@@ -1,0 +1,86 @@
+"""Configurations refuse what is unknown or meaningless, and say what to do."""
+
+import dataclasses
+
+import pytest
+
+from eqxunet import ModelConfig, TrainConfig
+from eqxunet.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"encoder": "Scratch"}, "encoder='Scratch' .* give 'scratch', if that is what was meant"),
+        ({"encoder": "resnet50"}, "give 'resnet10', .* or one of 'scratch', 'resnet10'"),
+        ({"encoder": "vgg"}, "give one of 'scratch', 'resnet10' "),
+        ({"encoder": None}, "encoder=None"),
+        ({"channels": ()}, r"channels=\(\) .* tuple of two or more whole numbers"),
+        ({"channels": (8,)}, r"channels=\(8,\)"),
+        ({"channels": (8, 0)}, r"channels=\(8, 0\)"),
+        ({"channels": (8, 16.0)}, r"channels=\(8, 16.0\)"),
+        ({"channels": [8, 16]}, r"channels=\[8, 16\] .* give a tuple"),
+        ({"channels": 8}, "channels=8"),
+        (
+            {"encoder": "resnet10", "channels": (8, 16)},
+            r"channels=\(8, 16\) is for encoder='scratch'",
+        ),
+        ({"encoder": "resnet10", "stage_sizes": (1, 1, 1)}, r"\(1, 1, 1\) .* four whole numbers"),
+        ({"encoder": "resnet10", "stage_sizes": (1, 1, 1, 0)}, "four whole numbers from 1 up"),
+        ({"stage_sizes": (2, 2, 2, 2)}, r"stage_sizes=\(2, 2, 2, 2\) is for encoder='resnet10'"),
+        ({"size": 1}, r"size=1 .* whole number from 8 up \(default 128\)"),
+        ({"size": 7}, "size=7"),
+        ({"size": 128.0}, "size=128.0"),
+    ],
+)
+def test_models_that_cannot_be(given, message):
+    with pytest.raises(InputError, match=message):
+        ModelConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"schedule": "linear"}, "schedule='linear' .* one of 'constant', 'cosine'"),
+        ({"border": "nonsense"}, "border='nonsense' .* 'foreground', 'background', 'ignore'"),
+        ({"border": "backround"}, "give 'background', if that is what was meant"),
+        ({"precision": "float16"}, "give 'bfloat16', .* or one of 'float32', 'bfloat16'"),
+        ({"lr": 0}, r"lr=0 .* number above 0 \(default 0.001\)"),
+        ({"lr": -5}, "lr=-5"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"lr": float("inf")}, "lr=inf"),
+        ({"lr": "fast"}, "lr='fast'"),
+        ({"lr": None}, "lr=None"),
+        ({"clip_norm": 0}, "clip_norm=0 .* above 0"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 .* from 0 up"),
+        ({"warmup": 1}, "warmup=1 .* from 0 up and below 1"),
+        ({"warmup": -0.1}, "warmup=-0.1"),
+        ({"encoder_lr_scale": 0, "freeze_encoder": False}, "encoder_lr_scale=0 .* above 0"),
+        ({"encoder_lr_scale": 0.1}, "encoder is frozen; set freeze_encoder=False"),
+        ({"batch_size": 0}, r"batch_size=0 .* whole number from 1 up \(default 16\)"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": None}, "epochs=None"),
+        ({"steps": 0}, "steps=0"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"accumulate": 3}, "16 does not divide into 3 .* --accumulate"),
+        ({"patience": 0}, "patience=0"),
+        ({"max_skipped": 0}, "max_skipped=0"),
+        ({"seed": -1}, "seed=-1 .* from 0 up"),
+    ],
+)
+def test_trainings_that_cannot_be(given, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**given)
+
+
+def test_the_least_that_works():
+    ModelConfig(channels=(1, 1), size=8)
+    ModelConfig(encoder="resnet10", stage_sizes=(3, 4, 6, 3))
+    TrainConfig(batch_size=1, epochs=1, steps=1, patience=1, max_skipped=1, warmup=0, clip_norm=1)
+    TrainConfig(freeze_encoder=False, encoder_lr_scale=0.1)
+
+
+def test_what_is_derived_is_checked_too():
+    with pytest.raises(InputError, match="lr=-1"):
+        dataclasses.replace(TrainConfig(), lr=-1)

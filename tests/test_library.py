@@ -1,0 +1,214 @@
+"""The library does what the commands do, and gets what they get."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from pictures import write_plain
+from PIL import Image
+
+import eqxunet as eu
+from eqxunet.errors import InputError
+from eqxunet.models.leaves import named_leaves, named_state
+from eqxunet.training import restore
+
+ROOT = Path(__file__).parents[1]
+SIZE, LIMIT = 32, 24
+CONFIG = eu.RunConfig(
+    model=eu.ModelConfig(channels=(8, 16, 32), size=SIZE),
+    train=eu.TrainConfig(epochs=2, batch_size=8),
+    data="synthetic",
+    limit=LIMIT,
+)
+OPTIONS = [
+    "--encoder", "scratch", "--channels", "8,16,32", "--size", SIZE, "--epochs", 2,
+    "--batch-size", 8, "--data", "synthetic", "--limit", LIMIT,
+]  # fmt: skip
+
+
+def command(cwd, *arguments):
+    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def records(directory):
+    """The lines of a run, without what a clock measured."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, new_cache):
+    """Two folders with a run `a`: one trained, resumed and scored by commands, one by calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(new_cache()))
+        commands, calls = tmp_path_factory.mktemp("commands"), tmp_path_factory.mktemp("calls")
+        command(commands, "train", *OPTIONS, "--run", "runs/a")
+        command(commands, "train", "--resume", "--run", "runs/a", "--epochs", 3)
+        command(commands, "eval", "--run", "runs/a")
+        eu.train(CONFIG, calls / "runs" / "a")
+        longer = dataclasses.replace(CONFIG.train, epochs=3)
+        run = eu.train(dataclasses.replace(CONFIG, train=longer), calls / "runs" / "a", resume=True)
+        metrics = eu.evaluate(run)
+        yield commands / "runs" / "a", calls / "runs" / "a", run, metrics
+
+
+def test_scores_are_those_of_the_commands_byte_for_byte(both):
+    by_command, by_call, _, metrics = both
+    texts = [(d / "eval" / "test" / "metrics.json").read_text() for d in (by_command, by_call)]
+    assert texts[0].replace(str(by_command), "RUN") == texts[1].replace(str(by_call), "RUN")
+    assert json.loads(texts[1]) == metrics
+    tables = [(d / "eval" / "test" / "per_image.csv").read_bytes() for d in (by_command, by_call)]
+    assert tables[0] == tables[1]
+
+
+def test_records_are_those_of_the_commands(both):
+    by_command, by_call, _, _ = both
+    assert records(by_command) == records(by_call)
+    assert [record["epoch"] for record in records(by_call)] == [1, 2, 3]
+
+
+def test_a_run_can_be_made_longer(both):
+    config = json.loads((both[1] / "config.json").read_text())
+    assert config["train"]["epochs"] == 3
+
+
+def test_the_run_that_is_returned_is_the_best(both):
+    _, directory, run, _ = both
+    best = max(records(directory), key=lambda record: record["val/iou"])
+    assert run.step == best["step"]
+    assert len(repr(run).splitlines()) == 1 and "scratch" in repr(run)
+
+
+def test_the_run_that_is_returned_has_the_bits_of_the_best_checkpoint(both):
+    _, directory, run, _ = both
+    restored = restore(directory / "checkpoints", "best")
+    leaves = named_leaves(run.model)
+    assert {f"model.{name}" for name in leaves} <= restored.arrays.keys()
+    for name, leaf in leaves.items():
+        assert np.asarray(leaf).tobytes() == restored.arrays[f"model.{name}"].tobytes()
+    for name, leaf in named_state(run.model, run.state).items():
+        assert np.asarray(leaf).tobytes() == restored.arrays[f"state.{name}"].tobytes()
+
+
+def test_predictions_of_arrays_files_and_floats_agree(both, tmp_path):
+    run = both[2]
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    probability = eu.predict(run, image)
+    assert probability.shape == (20, 30) and probability.dtype == np.float32
+    for other in (tmp_path / "x.png", str(tmp_path / "x.png"), image / 255.0):
+        np.testing.assert_array_equal(eu.predict(run, other), probability)
+    np.testing.assert_array_equal(eu.predict(run.model, run.state, image), probability)
+    grey = image[..., 0]
+    np.testing.assert_array_equal(
+        eu.predict(run, grey), eu.predict(run, np.stack([grey] * 3, axis=-1))
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((4, 4, 3), 200.0), "divide by 255"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "one at a time"),
+        (np.zeros((4, 4, 5), np.uint8), "one at a time"),
+        (np.zeros((4, 4, 3), np.int32), "int32"),
+    ],
+)
+def test_what_is_no_image_is_refused(both, image, message):
+    with pytest.raises(ValueError, match=message):
+        eu.predict(both[2], image)
+
+
+def test_a_path_to_no_image_is_refused_in_one_line(both, tmp_path):
+    with pytest.raises(InputError, match="nothing.png: cannot be read") as error:
+        eu.predict(both[2], tmp_path / "nothing.png")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_callback_sees_every_record_and_can_end_the_run(tmp_path):
+    seen = []
+
+    def enough(record):
+        seen.append(record)
+        return record["epoch"] == 2
+
+    train = dataclasses.replace(CONFIG.train, epochs=5)
+    eu.train(dataclasses.replace(CONFIG, train=train), tmp_path / "a", callback=enough)
+    assert [record["epoch"] for record in seen] == [1, 2]
+    assert len(records(tmp_path / "a")) == 2
+
+
+def test_an_observer_that_stops_in_an_epoch_leaves_what_resumes(tmp_path):
+    from contextlib import contextmanager
+
+    from eqxunet.runs import run_training
+
+    class Stopping(eu.Observer):
+        @contextmanager
+        def steps(self, total, done):
+            yield lambda step, text: step == 2
+
+    outcome = run_training(CONFIG, tmp_path / "a", Stopping())
+    assert (outcome.step, outcome.is_finished, outcome.records) == (2, False, [])
+    eu.train(directory=tmp_path / "a", resume=True)
+    assert [record["step"] for record in records(tmp_path / "a")] == [3, 6]
+
+
+def test_a_run_starts_from_another_ones_weights(both, tmp_path):
+    """With a learning rate of next to nothing, it ends where the other one did."""
+    run = both[2]
+    train = dataclasses.replace(CONFIG.train, epochs=1, lr=1e-12, augment=False)
+    config = dataclasses.replace(CONFIG, train=train, start=str(run.directory))
+    again = eu.train(config, tmp_path / "a")
+    for old, new in zip(*(jax.tree.leaves(r.model) for r in (run, again)), strict=True):
+        np.testing.assert_allclose(old, new, atol=1e-6)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=(8, 16)))
+    with pytest.raises(InputError, match="its model is another one"):
+        eu.train(other, tmp_path / "b")
+    semantic = eu.train(dataclasses.replace(config, task="semantic"), tmp_path / "c")
+    assert semantic.model.head.kernel.shape[-1] == 3
+    with pytest.warns(UserWarning, match="flatter"):
+        assert eu.evaluate(semantic, "train")["classes"] == ["background", "cat", "dog"]
+
+
+def test_options_that_differ_are_named_when_resuming(both):
+    train = dataclasses.replace(CONFIG.train, lr=0.5)
+    with pytest.raises(InputError, match=r"lr 0.5 \(was 0.001\)"):
+        eu.train(dataclasses.replace(CONFIG, train=train), both[1], resume=True)
+
+
+def test_no_run_is_written_into_its_data(tmp_path):
+    folder = write_plain(tmp_path / "mine", [f"p{i}" for i in range(10)])
+    before = sorted(folder.rglob("*"))
+    for directory in (folder, folder / "runs" / "a"):
+        with pytest.raises(InputError, match="lies in the data"):
+            eu.train(dataclasses.replace(CONFIG, data=str(folder)), directory)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_loop_of_ones_own():
+    split = eu.load_split("synthetic", "train", size=16, limit=8)
+    model, state = eu.build(eu.ModelConfig(channels=(4, 8), size=16), key=jax.random.key(0))
+    config = eu.TrainConfig(batch_size=4)
+    trainer, train_state = eu.initialise(model, state, config, eu.Binary(split.kind), 3)
+    done = []
+    for trained, metrics in eu.fit(trainer, train_state, split):
+        assert np.isfinite(metrics.loss)
+        done.append(int(trained.step))
+    assert done == [1, 2, 3]
+
+
+def test_public_names_are_documented_and_typed():
+    assert (Path(eu.__file__).parent / "py.typed").exists()
+    for name in eu.__all__:
+        assert getattr(eu, name).__doc__, name
