@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 def steps_per_epoch(arrays: Split, batch_size: int) -> int:
     """How many whole batches the split has.
 
-    Raises: `InputError` where it has none.
+    Raises InputError where it has none.
     """
     if batch_size < 1:
         raise InputError(f"the batch size must be at least 1, not {batch_size}")
@@ -40,7 +40,7 @@ def batches(arrays: Split, batch_size: int, *, seed: int, start: int = 0) -> Ite
     Every epoch is a new permutation whose last, incomplete batch is dropped. A step's batch
     depends on `seed` and the step alone, so a run that resumes at `start` sees the same bytes.
 
-    Raises: `InputError` where the images don't fill one batch.
+    Raises InputError where the images don't fill one batch.
     """
     steps = steps_per_epoch(arrays, batch_size)
 

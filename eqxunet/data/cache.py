@@ -73,8 +73,8 @@ def load_split(
     - `cache_dir`: where caches are kept; by default the user's cache folder.
     - `progress`: called while decoding with how many of how many examples are done.
 
-    Raises: `InputError` that lists every example that cannot be decoded, or where the masks
-    cannot be meant; `UnavailableError` where the cache cannot be written.
+    Raises InputError that lists every example that cannot be decoded, or where the masks
+    cannot be meant; UnavailableError where the cache cannot be written.
     """
     if size < 1:
         raise InputError(f"the size must be at least 1 pixel, not {size}")

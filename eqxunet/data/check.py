@@ -39,7 +39,7 @@ class Check:
     def judge(self) -> list[str]:
         """Returns warnings of what may not be meant.
 
-        Raises: `InputError` of what cannot be meant, with the way out.
+        Raises InputError of what cannot be meant, with the way out.
         """
         try:
             warnings = [
@@ -60,7 +60,7 @@ def check_folder(root: Path, *, kind: Labels, progress: Progress) -> Check:
     - `kind`: what labels are.
     - `progress`: called with how many of how many examples are done.
 
-    Raises: `InputError` where the folder itself is not in order; files are no reason.
+    Raises InputError where the folder itself is not in order; files are no reason.
     """
     sources = scan_folder(root, kind=kind)
     everything = sources.pop("all")

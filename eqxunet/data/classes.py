@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from .complaints import listed
+from .complaints import some_of
 from .kinds import UNLABELLED
 from .lists import read_lines
 
@@ -33,7 +33,7 @@ class Classes:
 def read_classes(root: Path) -> Classes:
     """Reads `classes.txt` (a name a line) or `classes.csv` (name,r,g,b) where a folder has one.
 
-    Raises: `InputError` where the file is not in order, or there are both.
+    Raises InputError where the file is not in order, or there are both.
     """
     names, colours = root / NAMES, root / COLOURS
     if names.exists() and colours.exists():
@@ -42,7 +42,7 @@ def read_classes(root: Path) -> Classes:
         rows = _read_colours(root, colours)
         classes = Classes(tuple(rows), tuple(rows.values()), str(colours))
         if repeated := [f"#{c:06x}" for c, n in Counter(classes.colours).items() if n > 1]:
-            raise InputError(f"{colours}: colours of several classes: {listed(repeated)}")
+            raise InputError(f"{colours}: colours of several classes: {some_of(repeated)}")
     elif names.exists():
         lines = "\n".join(read_lines(root, NAMES)).rstrip("\n").split("\n")
         classes = Classes(tuple(lines), file=str(names))
@@ -79,7 +79,7 @@ def _check_names(classes: Classes) -> None:
         raise InputError(f"{classes.file}: a class has no name; write one on each line")
     if repeated := [name for name, count in Counter(classes.names).items() if count > 1]:
         raise InputError(
-            f"{classes.file}: names that stand in it more than once: {listed(repeated)}"
+            f"{classes.file}: names that stand in it more than once: {some_of(repeated)}"
         )
     if len(classes.names) > UNLABELLED:
         raise InputError(f"{classes.file}: {len(classes.names)} classes; {UNLABELLED} are the most")

@@ -35,10 +35,10 @@ def _line(folder: PurePath, names: Sequence[str], complaint: str) -> str:
     if len(names) == 1:
         return f"{folder / names[0]}: {complaint}"
     where = f"{folder}: " if folder.name else ""  # not every source is of files
-    return f"{where}{len(names)} files: {complaint}: {listed(names, 3)}"
+    return f"{where}{len(names)} files: {complaint}: {some_of(names, 3)}"
 
 
-def listed(items: Sequence[str], most: int = _MOST) -> str:
+def some_of(items: Sequence[str], most: int = _MOST) -> str:
     """The first items as one line, then how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

@@ -50,7 +50,7 @@ _opening = threading.Lock()
 def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image file to upright 8-bit RGB. Transparency is dropped, colours are kept.
 
-    Raises: `InputError` where the bytes are no whole image, or one of over 89 megapixels.
+    Raises InputError where the bytes are no whole image, or one of over 89 megapixels.
     """
     return np.asarray(_to_rgb(_open(data, name), name))
 
@@ -58,7 +58,7 @@ def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 def read_mask(data: bytes, name: str, kind: Labels, classes: Classes) -> Found:
     """Decodes a mask file to upright labels; see `mask_labels`.
 
-    Raises: `InputError` where the bytes are no whole image or the mask holds no such labels.
+    Raises InputError where the bytes are no whole image or the mask holds no such labels.
     """
     return mask_labels(_open(data, name), name, kind, classes)
 
@@ -74,7 +74,7 @@ class Decoded(NamedTuple):
 def decode(example: Example) -> Decoded:
     """Decodes an example to RGB and labels of one size.
 
-    Raises: `InputError` where image or mask is no whole image, a mask holds values that its kind
+    Raises InputError where image or mask is no whole image, a mask holds values that its kind
     does not have, or the sizes differ.
     """
     image, labels, values = example.image, example.mask, None

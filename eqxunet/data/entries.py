@@ -61,7 +61,7 @@ def remove_entries(entries: Iterable[Entry]) -> list[Entry]:
     A process that has mapped an entry keeps its pixels until it ends, and one that is about to
     load it decodes anew. Lock files stay: another process may be waiting for one.
 
-    Raises: `UnavailableError` where a file cannot be removed.
+    Raises UnavailableError where a file cannot be removed.
     """
     removed = []
     for entry in entries:

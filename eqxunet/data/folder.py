@@ -17,7 +17,7 @@ from pathlib import Path
 from ..config import Labels, SplitName
 from ..errors import InputError
 from .classes import Classes, read_classes
-from .complaints import FileError, listed
+from .complaints import FileError, some_of
 from .example import Example
 from .kinds import CLASSES, Species
 from .layout import files_by_stem, missing_masks
@@ -71,7 +71,7 @@ def open_folder(
 ) -> FolderSource:
     """Finds the pairs of one split, after checking the whole folder without decoding anything.
 
-    Raises: what `scan_folder` raises, and `InputError` where the split is empty.
+    Raises what `scan_folder` raises, and InputError where the split is empty.
     """
     sources = scan_folder(root, kind=kind, limit=limit)
     if not len(sources[split]):
@@ -93,7 +93,7 @@ def scan_folder(
     - `kind`: what labels are; by default a trimap in Oxford's layout and a mask in the plain one.
     - `limit`: the first so many of each split only.
 
-    Raises: `InputError` that lists duplicate stems, images without masks or, where it matters,
+    Raises InputError that lists duplicate stems, images without masks or, where it matters,
     species, names in a list without an image, and links that lead out of `root`, and where there
     are neither lists nor three images.
     """
@@ -111,7 +111,7 @@ def scan_folder(
         if any(Path(name).stem in images for name in absent):
             way_out = "write names without their extension"
         raise InputError(
-            f"{root}: its lists name images that are not there: {listed(absent)}; {way_out}"
+            f"{root}: its lists name images that are not there: {some_of(absent)}; {way_out}"
         )
     if absent := wanted - masks.keys():
         raise missing_masks(mask_folder, images, masks, absent)
@@ -142,18 +142,18 @@ def _notes(
     notes = []
     if unused := sorted(masks - images):
         notes.append(
-            f"{root}: {len(unused)} masks have no image and are left out: {listed(unused)}"
+            f"{root}: {len(unused)} masks have no image and are left out: {some_of(unused)}"
         )
     used = Counter(name for names in splits.values() for name in names)
     used.subtract(splits["all"])
     if several := sorted(name for name, count in used.items() if count > 1):
         notes.append(
             f"{root}: {len(several)} images belong to several splits, so scores flatter: "
-            f"{listed(several)}"
+            f"{some_of(several)}"
         )
     if unlisted := sorted((images & masks) - set(splits["all"])):
         notes.append(
-            f"{root}: {len(unlisted)} images are in no list and are left out: {listed(unlisted)}"
+            f"{root}: {len(unlisted)} images are in no list and are left out: {some_of(unlisted)}"
         )
     if splits["train"] and not splits["test"]:
         notes.append(

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from ..config import Labels
 from ..errors import InputError
-from .complaints import listed
+from .complaints import some_of
 
 Species = Literal["cat", "dog"]
 
@@ -47,20 +47,20 @@ def check_values(
 
     - `classes`: names of the classes, where they are known; `kind="classes"` only.
 
-    Raises: `InputError` where they hold another, with the way out.
+    Raises InputError where they hold another, with the way out.
     """
     if kind == "classes":
         if classes and (count := count_classes(labels)) > len(classes):
             raise InputError(
                 f"labels hold the class index {count - 1}, but the names are of {len(classes)} "
-                f"classes ({listed(classes)}); name every class, or set pixels that have none to "
+                f"classes ({some_of(classes)}); name every class, or set pixels that have none to "
                 f"{UNLABELLED}"
             )
         return
     low, high = _RANGES[kind]
     if labels.size and not low <= labels.min() <= labels.max() <= high:
         raise InputError(
-            f'labels of kind "{kind}" hold the values {listed(_distinct(labels))}, where '
+            f'labels of kind "{kind}" hold the values {some_of(_distinct(labels))}, where '
             f"{low} to {high} are known; {_WAYS_OUT[kind]}"
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..errors import InputError
-from .complaints import listed
+from .complaints import some_of
 from .lists import composed, is_inside
 
 SUFFIXES = frozenset(
@@ -26,7 +26,7 @@ _AS_PNG = "save them as PNG, as Image.fromarray(array.astype(np.uint8)).save() d
 def files_by_stem(root: Path, folder: Path) -> dict[str, Path]:
     """Image files of a folder in `root` by stem.
 
-    Raises: `InputError` where there are none, several for one stem, or links that lead out.
+    Raises InputError where there are none, several for one stem, or links that lead out.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {_renaming(root, folder.name)}")
@@ -37,16 +37,18 @@ def files_by_stem(root: Path, folder: Path) -> dict[str, Path]:
     if links:
         raise InputError(
             f"{folder}: links that lead out of {root}, in a circle or to no file: "
-            f"{listed([path.name for path in links])}; copy the files instead"
+            f"{some_of([path.name for path in links])}; copy the files instead"
         )
     paths = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     stems = [composed(path.stem) for path in paths]
     if repeated := [stem for stem, count in Counter(stems).items() if count > 1]:
-        raise InputError(f"{folder}: several files for one stem: {listed(repeated)}; keep one each")
+        raise InputError(
+            f"{folder}: several files for one stem: {some_of(repeated)}; keep one each"
+        )
     if not paths:
         if arrays := [path.name for path in entries if path.suffix.lower() in (".npy", ".npz")]:
             raise InputError(
-                f"{folder}: no image in it, but {len(arrays)} arrays: {listed(arrays, 3)}; "
+                f"{folder}: no image in it, but {len(arrays)} arrays: {some_of(arrays, 3)}; "
                 f"{_AS_PNG}"
             )
         raise InputError(f"{folder}: no image in it; folders inside it are not searched")
@@ -69,9 +71,9 @@ def missing_masks(
     files = {composed(path.stem): path.name for path in _entries(folder)}
     if others := [files[name] for name in absent if name in files]:
         return InputError(
-            f"{folder}: {len(others)} masks are no images: {listed(others, 3)}; {_AS_PNG}"
+            f"{folder}: {len(others)} masks are no images: {some_of(others, 3)}; {_AS_PNG}"
         )
-    return InputError(f"{folder}: no mask for {listed(absent)}; add them as NAME.png")
+    return InputError(f"{folder}: no mask for {some_of(absent)}; add them as NAME.png")
 
 
 def _affixes(names: Collection[str], masks: Iterable[str]) -> tuple[str, str] | None:

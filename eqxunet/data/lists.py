@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import SplitName
 from ..errors import InputError
-from .complaints import listed
+from .complaints import some_of
 from .kinds import Species
 
 FEWEST = 3
@@ -23,7 +23,7 @@ _SPECIES: dict[str, Species] = {"1": "cat", "2": "dog"}
 def oxford_splits(root: Path) -> dict[SplitName, list[str]]:
     """Cuts the official lists as `eqxunet.data.oxford` does.
 
-    Raises: `InputError` where there is neither, or one cannot be read.
+    Raises InputError where there is neither, or one cannot be read.
     """
     if not any((root / name).exists() for name in OXFORD):
         raise InputError(f"{root}: has neither {OXFORD[0]} nor {OXFORD[1]}; add lists of names")
@@ -38,7 +38,7 @@ def oxford_splits(root: Path) -> dict[SplitName, list[str]]:
 def oxford_species(root: Path) -> dict[str, Species]:
     """The species that the official lists give for each name.
 
-    Raises: `InputError` that lists names without one.
+    Raises InputError that lists names without one.
     """
     species: dict[str, Species] = {}
     for path in (root / name for name in OXFORD if (root / name).exists()):
@@ -51,7 +51,7 @@ def oxford_species(root: Path) -> dict[str, Species]:
                 without.append(_name(line))
         if without:
             raise InputError(
-                f"{path}: says of {len(without)} images no species: {listed(without)}; write "
+                f"{path}: says of {len(without)} images no species: {some_of(without)}; write "
                 "`name class species breed` on each line, where species is 1 for a cat and 2 for "
                 "a dog, or choose --labels trimap"
             )
@@ -61,7 +61,7 @@ def oxford_species(root: Path) -> dict[str, Species]:
 def plain_splits(root: Path, images: Collection[str]) -> dict[SplitName, list[str]]:
     """Reads `train.txt`, `val.txt` and `test.txt`, or cuts by a hash where there is none of them.
 
-    Raises: `InputError` where one cannot be read.
+    Raises InputError where one cannot be read.
     """
     splits: dict[SplitName, list[str]] = {"train": [], "val": [], "test": []}
     lists: list[SplitName] = [split for split in splits if (root / f"{split}.txt").exists()]
@@ -83,12 +83,12 @@ def plain_splits(root: Path, images: Collection[str]) -> dict[SplitName, list[st
 def read_names(root: Path, name: str) -> list[str]:
     """Reads a name a line. A name may hold spaces; Oxford's three numbers after it are cut off.
 
-    Raises: `InputError` where it cannot be read, or a name stands in it twice.
+    Raises InputError where it cannot be read, or a name stands in it twice.
     """
     names = [_name(line) for line in _entries(root, name)]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(
-            f"{root / name}: names that stand in it more than once: {listed(repeated)}"
+            f"{root / name}: names that stand in it more than once: {some_of(repeated)}"
         )
     return names
 
@@ -96,7 +96,7 @@ def read_names(root: Path, name: str) -> list[str]:
 def read_lines(root: Path, name: str) -> list[str]:
     """Reads a text file of a folder, each line stripped.
 
-    Raises: `InputError` where it leads out of the folder, or cannot be read.
+    Raises InputError where it leads out of the folder, or cannot be read.
     """
     path = root / name
     if path.is_symlink() and not is_inside(root, path):

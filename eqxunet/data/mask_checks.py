@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import SplitName
 from ..errors import InputError
-from .complaints import listed
+from .complaints import some_of
 from .kinds import MEANINGS, UNLABELLED
 from .masks import MaskSummary
 
@@ -20,7 +20,7 @@ def check_masks(summary: MaskSummary, split: SplitName, classes: Sequence[str] =
 
     - `classes`: their names, by index.
 
-    Raises: `InputError` of what cannot be meant, with the way out.
+    Raises InputError of what cannot be meant, with the way out.
     """
     if not summary.count:
         return []
@@ -46,7 +46,7 @@ def unseen_classes(summaries: Mapping[SplitName, MaskSummary], classes: Sequence
         if unseen := [name for name in summary.present(classes) if name not in seen]:
             warnings.append(
                 f"no train mask holds what {split} masks do, so it cannot be learnt: "
-                f"{listed(unseen)}"
+                f"{some_of(unseen)}"
             )
     return warnings
 
@@ -57,13 +57,13 @@ def _check_classes(
     unknown = [v for v in _in_order(summary.values) if len(classes) <= int(v) != UNLABELLED]
     if unknown:
         raise InputError(
-            f"{masks} hold the class indices {listed(unknown)}, but the names are of "
-            f"{len(classes)} classes ({listed(classes)}); name every class, or set pixels that "
+            f"{masks} hold the class indices {some_of(unknown)}, but the names are of "
+            f"{len(classes)} classes ({some_of(classes)}); name every class, or set pixels that "
             f"have none to {UNLABELLED}"
         )
     if split == "train" and len(summary.values.keys() - {str(UNLABELLED)}) < 2:
         raise InputError(
-            f"{masks} hold one class at most (values: {listed(_in_order(summary.values))}), where "
+            f"{masks} hold one class at most (values: {some_of(_in_order(summary.values))}), where "
             f"a value is {MEANINGS['classes']}; there is nothing to tell apart"
         )
     return _absent(summary, masks, classes) if split in ("train", "all") else []
@@ -72,11 +72,11 @@ def _check_classes(
 def _absent(summary: MaskSummary, masks: str, classes: Sequence[str]) -> list[str]:
     present = summary.present(classes)
     absent = [name for name in classes if name not in present]
-    return [f"none of {masks} holds {listed(absent)}"] if absent else []
+    return [f"none of {masks} holds {some_of(absent)}"] if absent else []
 
 
 def _refuse(summary: MaskSummary, split: SplitName, masks: str) -> None:
-    values = listed(_in_order(summary.values))
+    values = some_of(_in_order(summary.values))
     meaning = MEANINGS[summary.kind]
     if summary.indexed:
         raise InputError(
@@ -110,8 +110,8 @@ def _warnings(summary: MaskSummary, masks: str) -> list[str]:
         marks = _in_order(summary.values.keys() - {"0", "transparent"})
         warnings.append(
             f"{len(summary.several)} of {masks} hold several values beside 0, which all count as "
-            f"foreground: {listed(marks)} (in {listed(summary.several, 3)}); if they are classes, "
-            f"choose {_SEMANTIC}"
+            f"foreground: {some_of(marks)} (in {some_of(summary.several, 3)}); if they are "
+            f"classes, choose {_SEMANTIC}"
         )
     if summary.foreground > MOSTLY and summary.full < summary.count:
         warnings.append(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..config import Labels
 from .classes import COLOURS, NAMES, Classes
-from .complaints import FileError, listed
+from .complaints import FileError, some_of
 from .kinds import BACKGROUND, BORDER, PET, UNLABELLED
 from .masks import MAX_VALUES
 
@@ -25,7 +25,7 @@ def mask_labels(image: Image.Image, name: str, kind: Labels, classes: Classes) -
     background where it is black or transparent; `"classes"` are indices, a palette's too, or
     colours where `classes` has any.
 
-    Raises: `FileError` where the mask holds no such values.
+    Raises FileError where the mask holds no such values.
     """
     if image.format in ("JPEG", "MPO"):
         raise FileError(name, "a JPEG holds no exact labels; save the mask as PNG")
@@ -41,7 +41,7 @@ def _trimap(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w"]:
     values = _values(image)
     known = (PET, BACKGROUND, BORDER)
     if values.ndim != 2 or not np.isin(values, known).all():
-        found = f"mode {image.mode}" if values.ndim != 2 else listed([*_shares(values)])
+        found = f"mode {image.mode}" if values.ndim != 2 else some_of([*_shares(values)])
         raise FileError(
             name,
             "a trimap has one channel of 1 (pet), 2 (background) and 3 (border), this one has "
@@ -67,7 +67,7 @@ def _indices(image: Image.Image, name: str, classes: Classes) -> UInt8[np.ndarra
     if classes.names and unknown:
         raise FileError(
             name,
-            f"holds {listed(unknown)}, but {classes.file} names the classes 0 to {count - 1}; "
+            f"holds {some_of(unknown)}, but {classes.file} names the classes 0 to {count - 1}; "
             f"name all of them, or set pixels without a class to {UNLABELLED}",
         )
     return values
@@ -95,7 +95,7 @@ def _of_colours(image: Image.Image, name: str, classes: Classes) -> UInt8[np.nda
             way_out = f"add them, or name the classes of masks that hold indices in {NAMES} instead"
         raise FileError(
             name,
-            f"holds {len(found)} colours that {classes.file} lacks: {listed(told, 5)}; {way_out}",
+            f"holds {len(found)} colours that {classes.file} lacks: {some_of(told, 5)}; {way_out}",
         )
     return order.astype(np.uint8)[place]
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..config import Labels
-from .complaints import listed
+from .complaints import some_of
 from .kinds import BACKGROUND, BORDER, MEANINGS, UNLABELLED
 
 MAX_VALUES = 257
@@ -105,7 +105,7 @@ class MaskSummary:
     def describe(self) -> list[str]:
         """Says, in lines, which values were found and what is made of them."""
         found = [f"{value} (in {count})" for value, count in self.values.items()]
-        return [f"values in masks: {listed(found)}", f"taken as: {MEANINGS[self.kind]}"]
+        return [f"values in masks: {some_of(found)}", f"taken as: {MEANINGS[self.kind]}"]
 
     def indices(self) -> tuple[str, ...]:
         """Names for classes that nobody named: their indices, up to the largest."""

@@ -54,7 +54,7 @@ class OxfordPets:
     - `kind`: what labels are: `"trimap"` or `"species"`.
     - `limit`: the first so many examples only.
 
-    Raises: what `prepare` raises.
+    Raises what `prepare` raises.
     """
 
     notes = ()
@@ -114,9 +114,9 @@ def prepare(
     - `archives`: a folder with `images.tar.gz` and `annotations.tar.gz`, fetched by hand.
     - `progress`: called with the bytes done and all bytes there are to download and to read.
 
-    Raises: `UnavailableError` where the server, the disk or the folder is not available;
-    `IntegrityError` where an archive is not the published one; `InputError` where `archives`
-    lacks one, or `data_dir` holds the dataset in a form that needs TensorFlow; `BusyError` where
+    Raises UnavailableError where the server, the disk or the folder is not available;
+    IntegrityError where an archive is not the published one; InputError where `archives`
+    lacks one, or `data_dir` holds the dataset in a form that needs TensorFlow; BusyError where
     another process is preparing it.
     """
     if _reader(data_dir) is not None:
@@ -172,7 +172,7 @@ def _fetch_and_build(
 def _fetch(missing: Sequence[Archive], folder: Path, progress: Callable[[int], None]) -> None:
     """Downloads archives, going on where an earlier call stopped.
 
-    Raises: `UnavailableError`, within ten seconds where the server does not answer.
+    Raises UnavailableError, within ten seconds where the server does not answer.
     """
     from ..weights.download import download
 

@@ -38,8 +38,8 @@ def build(
     - `scratch`: a folder that TFDS creates for downloads, and leaves empty.
     - `progress`: called with the bytes read of `images`, which each of the two splits reads.
 
-    Raises: `IntegrityError` where an archive holds what it should not, or lacks what it should;
-    `UnavailableError` where the disk is full.
+    Raises IntegrityError where an archive holds what it should not, or lacks what it should;
+    UnavailableError where the disk is full.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.datasets.oxford_iiit_pet import (
@@ -107,7 +107,7 @@ def as_jpeg(data: bytes, *, name: str) -> bytes:
 
     Some of the official images are a PNG or a GIF under a JPEG's name, or end early.
 
-    Raises: `IntegrityError` where Pillow finds no image at all.
+    Raises IntegrityError where Pillow finds no image at all.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:

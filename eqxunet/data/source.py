@@ -28,7 +28,7 @@ def open_source(
     - `data_dir`: where TFDS keeps its datasets; `oxford_iiit_pet` only.
     - `limit`: the first so many examples only.
 
-    Raises: `InputError` where `data` is none of these, has no such labels, or the folder is not
+    Raises InputError where `data` is none of these, has no such labels, or the folder is not
     in order.
     """
     if limit is not None and limit < 1:
@@ -48,7 +48,7 @@ def open_source(
 def label_kind(data: str, *, task: TaskName, labels: Labels | None) -> Labels:
     """What labels a task takes of a dataset: `labels` if they fit, or the task's default.
 
-    Raises: `InputError` where they don't fit the task or the dataset.
+    Raises InputError where they don't fit the task or the dataset.
     """
     allowed = _kinds(data)[task]
     if labels is None:

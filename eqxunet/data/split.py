@@ -26,7 +26,7 @@ class Split:
     - `masks`: what the masks held, at their own size.
     - `notes`: what the user should know of all this.
 
-    Raises: `InputError` where labels hold a value that `kind` does not have.
+    Raises InputError where labels hold a value that `kind` does not have.
     """
 
     images: UInt8[np.ndarray, "n size size 3"]

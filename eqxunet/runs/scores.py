@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import DATASETS, SplitName
 from ..data.cache import is_of
-from ..data.complaints import listed
+from ..data.complaints import some_of
 from ..data.folder import open_folder
 from ..errors import InputError
 from .config import RunConfig
@@ -43,8 +43,8 @@ def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
         changed = written
     if changed:
         raise InputError(
-            f"{out}: holds something else ({listed(changed)}); name another folder (--out), or add "
-            "--overwrite"
+            f"{out}: holds something else ({some_of(changed)}); name another folder (--out), or "
+            "add --overwrite"
         )
 
 
