@@ -276,12 +276,14 @@ def test_runs_of_another_seed_and_learning_rate_share_the_step():
     step = eqx.filter_jit(eqx.debug.assert_max_traces(train_step.__wrapped__, max_traces=1))
     split = arrays()
     batch = Batch(split.images[:4], split.labels[:4])
-    ends = []
+    losses, kernels = [], []
     for seed, lr in ((0, 1e-2), (1, 1e-2), (0, 3e-2)):
         trainer, train_state = start(seed=seed, lr=lr)
-        ends.append(step((trainer, batch), train_state)[0].trainable)
-    kernels = [np.asarray(end.head.kernel) for end in ends]
-    assert (kernels[0] != kernels[1]).any() and (kernels[0] != kernels[2]).any()
+        train_state, metrics = step((trainer, batch), train_state)
+        losses.append(float(metrics.loss))
+        kernels.append(np.asarray(train_state.trainable.head.kernel))
+    assert losses[0] == losses[2] != losses[1]  # the seed augments
+    assert (kernels[0] != kernels[2]).any()
 
 
 def test_the_gradient_norm_is_that_of_all_trained_leaves():
