@@ -113,11 +113,7 @@ def train(
     config = _configured(before, {n: v for n, v in context.params.items() if _given(context, n)})
     terminal = Terminal()
     outcome = run_training(config, run, terminal, resume=resume, overwrite=overwrite)
-    option = (
-        ""
-        if outcome.directory == (RUNS / "latest").resolve()
-        else f" --run {shlex.quote(display(outcome.directory))}"
-    )
+    option = f" --run {shlex.quote(display(outcome.directory))}"
     if terminal.received and not outcome.is_finished:
         received = terminal.received[0]
         errors.print(
@@ -128,6 +124,8 @@ def train(
         raise typer.Exit(128 + received)
     if outcome.records:
         _print_summary(outcome.records, best_of(outcome.records))
+    if outcome.directory == (RUNS / "latest").resolve():
+        option = ""
     console.print(
         f"run: {display(outcome.directory)}; score it on the test split: {program()} eval{option}",
         markup=False,
