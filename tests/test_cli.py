@@ -199,7 +199,7 @@ def test_resuming_accepts_the_same_options_and_notices_other_data(trained):
     code, _, stderr = run(trained, *options, "--data", "growing/../growing/", "--resume")
     assert code == 0, stderr
     code, _, stderr = run(trained, *options, "--data-dir", "others", "--resume")
-    assert code == 2 and "data_dir" in stderr
+    assert code == 2 and "--data-dir" in stderr
     write_plain(root, [f"q{i:02}" for i in range(8)])
     code, _, stderr = run(trained, *options, "--resume")
     assert code == 2
@@ -307,7 +307,7 @@ def test_a_run_killed_by_a_signal_resumes_to_the_same_end(trained, tmp_path):
         (["train", "--resume", "--run", "runs/none"], 2, "runs/none"),
         (["eval", "--run", "nowhere"], 2, "nowhere"),
         ([*TRAIN, "--resume", "--overwrite"], 2, "choose one of them"),
-        ([*TRAIN, "--resume", "--lr", "0.5"], 2, "lr 0.5 (was 0.001)"),
+        ([*TRAIN, "--resume", "--lr", "0.5"], 2, "--lr 0.5 (was 0.001)"),
         (TRAIN, 2, "--resume goes on with it, --overwrite deletes it"),
         (
             ["train", "--encoder", "resnet10", "--data", "synthetic", "--weights", "no.pkl"],

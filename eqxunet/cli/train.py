@@ -20,6 +20,7 @@ from ..config import (
     TaskName,
     TrainConfig,
 )
+from ..errors import InputError
 from .console import console, display, errors, program, stage, warn
 
 if TYPE_CHECKING:
@@ -156,9 +157,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: numbers with commas between them, such as 16,32,64",
-            param_hint="--channels",
+        raise InputError(
+            f"--channels {text}: give whole numbers with commas between them, such as 16,32,64"
         ) from None
 
 

@@ -241,7 +241,9 @@ def differences(before: RunConfig, now: RunConfig) -> list[str]:
 
     old, new = options(before), options(now)
     return [
-        f"{name} {new[name]} (was {value})" for name, value in old.items() if new[name] != value
+        f"--{name.replace('_', '-')} {new[name]} (was {value})"
+        for name, value in old.items()
+        if new[name] != value
     ]
 
 
