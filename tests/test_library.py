@@ -187,12 +187,49 @@ def test_options_that_differ_are_named_when_resuming(both):
         eu.train(dataclasses.replace(CONFIG, train=train), both[1], resume=True)
 
 
+def test_labels_that_differ_are_named_when_resuming(both):
+    with pytest.raises(InputError, match=r"--labels species \(was trimap\)"):
+        eu.train(dataclasses.replace(CONFIG, labels="species"), both[1], resume=True)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("binary", "mask"), ("semantic", "classes")])
+def test_a_run_knows_what_its_labels_are(tmp_path, task, kind):
+    """What is pictured after a training is scored by the run's own task."""
+    folder = write_plain(tmp_path / "mine", [f"p{i:02}" for i in range(10)])
+    for path in (folder / "masks").iterdir():
+        with Image.open(path) as mask:
+            Image.fromarray((np.asarray(mask) > 0).astype(np.uint8)).save(path)
+    train = dataclasses.replace(CONFIG.train, epochs=1)
+    config = dataclasses.replace(CONFIG, train=train, data=str(folder), task=task, limit=None)
+    run = eu.train(config, tmp_path / "run")
+    split = eu.load_split(str(folder), "val", size=SIZE, labels=kind)
+    assert run.task.kind == split.kind == kind
+    targets = np.asarray(run.task.targets(split.labels))
+    np.testing.assert_array_equal(targets, split.labels)
+
+
+def test_a_run_starts_from_what_the_latest_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "latest").symlink_to("a")
+    assert eu.RunConfig(start="runs/latest").start == str(tmp_path / "runs" / "a")
+
+
+def test_out_of_memory_names_the_way_out(tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr("eqxunet.runs.training.train_epochs", exhausted)
+    with pytest.raises(InputError, match="--batch-size or --size.*--accumulate"):
+        eu.train(CONFIG, tmp_path / "a")
+
+
 def test_no_run_is_written_into_its_data(tmp_path):
     folder = write_plain(tmp_path / "mine", [f"p{i}" for i in range(10)])
     before = sorted(folder.rglob("*"))
-    for directory in (folder, folder / "runs" / "a"):
-        with pytest.raises(InputError, match="lies in the data"):
-            eu.train(dataclasses.replace(CONFIG, data=str(folder)), directory)
+    for directory in (folder, folder / "images"):
+        with pytest.raises(InputError, match="no run of eqxunet"):
+            eu.train(dataclasses.replace(CONFIG, data=str(folder)), directory, overwrite=True)
     assert sorted(folder.rglob("*")) == before
 
 

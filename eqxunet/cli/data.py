@@ -41,7 +41,7 @@ def prepare(
     data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps its datasets.")] = DATA_DIR,
 ) -> None:
     """Downloads Oxford-IIIT Pet, or takes its archives, and prepares it for training."""
-    from ..runs.training import prepare_oxford
+    from ..runs.splits import prepare_oxford
     from .observer import Terminal
 
     prepare_oxford(data_dir.expanduser(), Terminal(), archives)

@@ -71,14 +71,15 @@ def save_predictions(
         axes.set(xticks=[], yticks=[], frame_on=False)
     palette = np.full((256, 3), _NOT_COUNTED, np.uint8)
     palette[: len(colours)] = colours
-    colour_share = 0.45 if len(classes) > 2 else 0.0
+    is_binary = len(classes) == 2
+    colour_share = 0.0 if is_binary else 0.45
     for column, (name, score) in enumerate(zip(names, scores, strict=True)):
         image, target, prediction = images[column], targets[column], predictions[column]
         panels = {
             "image": image,
             "truth": palette[target],
             "prediction": _outlined(_over(palette, prediction, image, colour_share), prediction),
-            "errors": errors_in(image, target, prediction),
+            "errors": errors_in(image, target, prediction, is_binary=is_binary),
         }
         for row, title in enumerate(rows):
             if title == "probability" and probabilities is not None:
@@ -89,10 +90,10 @@ def save_predictions(
         grid[0, column].set_title(text, fontsize=8, parse_math=False)
     for row, title in enumerate(rows):
         grid[row, 0].set_ylabel(title)
-    shades = [(f"{name}", colour) for name, colour in zip(classes, colours, strict=True)]
+    shades = list(zip(classes, colours, strict=True))
     if (targets == 255).any():
         shades.append(("not counted", np.array(_NOT_COUNTED)))
-    if len(classes) == 2:
+    if is_binary:
         shades += [("error: too much", _TOO_MUCH), ("error: missed", _MISSED)]
     else:
         shades.append(("error", _TOO_MUCH))
@@ -108,11 +109,19 @@ def errors_in(
     image: UInt8[np.ndarray, "h w 3"],
     target: UInt8[np.ndarray, "h w"],
     prediction: UInt8[np.ndarray, "h w"],
+    *,
+    is_binary: bool,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in pale grey, with wrong pixels in red, or blue where background was predicted."""
+    """The image in pale grey, with wrong pixels in red, or blue where foreground was missed.
+
+    Arguments:
+
+    - `is_binary`: whether there is such a thing as foreground.
+    """
     grey = 110 + (image.mean(axis=-1, keepdims=True) * 0.5).round()
     wrong = (prediction != target) & (target != 255)
-    colour = np.where((prediction == 0)[..., None], _MISSED, _TOO_MUCH)
+    is_missed = is_binary & (prediction == 0)
+    colour = np.where(is_missed[..., None], _MISSED, _TOO_MUCH)
     return np.where(wrong[..., None], colour, grey.repeat(3, axis=-1)).astype(np.uint8)
 
 

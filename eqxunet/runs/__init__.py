@@ -9,6 +9,5 @@ from .load import Run as Run
 from .load import load_run as load_run
 from .load import predict as predict
 from .observer import Observer as Observer
-from .training import differences as differences
 from .training import run_training as run_training
 from .training import train as train

@@ -15,13 +15,15 @@ import jax
 
 from .. import __version__
 from ..config import DATA_DIR, DATASETS, Labels, ModelConfig, TaskName, TrainConfig
-from ..data import Split
 from ..errors import InputError, IntegrityError
 from ..tasks import AbstractTask, make_task
 
 _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
-# What a run keeps; files of runs before them lack the last three.
+# What `config.json` holds as it is, and since a later version what it may lack.
 _PLAIN = ("data", "data_dir", "limit")
+# What may change when a run is resumed, and what the run itself has filled in.
+_EXTENDABLE = ("epochs", "steps", "patience", "max_skipped")
+_FILLED_IN = ("classes", "provenance", "identity")
 _LATER = {"task": "binary", "labels": None, "classes": (), "identity": None, "start": None}
 
 
@@ -61,20 +63,39 @@ class RunConfig:
         # Where the program is called has no part in what a run is.
         object.__setattr__(self, "data", absolute(self.data))
         object.__setattr__(self, "data_dir", absolute(self.data_dir))
+        if self.start is not None:  # `latest` will be another run
+            object.__setattr__(self, "start", str(Path(self.start).expanduser().resolve()))
         if self.weights != "auto" and not self.model.has_pretrained_weights:
             raise InputError(
                 f"--weights {self.weights}: there are none for the {self.model.encoder} encoder; "
                 "leave it out, or use --encoder resnet10"
             )
 
-    def make_task(self, split: Split) -> AbstractTask:
-        """The task, for labels like those of a split."""
+    def make_task(self) -> AbstractTask:
+        """The task; needs `labels` and, for several classes, `classes`."""
+        if self.labels is None:
+            raise ValueError("labels is None: `train` fills it in, from the task and the data")
         return make_task(
-            self.task,
-            kind=split.kind,
-            classes=self.classes or split.classes,
-            border=self.train.border,
+            self.task, kind=self.labels, classes=self.classes, border=self.train.border
         )
+
+    def extended(self, given: "RunConfig") -> "RunConfig":
+        """This configuration, of a run to resume, with the length that another one gives.
+
+        Raises InputError where they differ in anything else.
+        """
+        lengths = {name: getattr(given.train, name) for name in _EXTENDABLE}
+        longer = dataclasses.replace(self, train=dataclasses.replace(self.train, **lengths))
+        filled_in = {name: getattr(self, name) for name in _FILLED_IN}
+        labels = given.labels or self.labels
+        if differences := _differences(
+            longer, dataclasses.replace(given, labels=labels, **filled_in)
+        ):
+            raise InputError(
+                f"a resumed run keeps its options, but these differ: {', '.join(differences)}; "
+                "leave them out, or start another run"
+            )
+        return longer
 
     @classmethod
     def read(cls, directory: Path) -> "RunConfig":
@@ -137,6 +158,21 @@ class RunConfig:
 def absolute(data: str) -> str:
     """A dataset's name as it is, a path as an absolute one."""
     return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
+
+
+def _differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """The options in which two configurations differ, as the command line has them."""
+
+    def options(config: RunConfig) -> dict[str, Any]:
+        values = dataclasses.asdict(config)
+        return values.pop("model") | values.pop("train") | values
+
+    old, new = options(before), options(now)
+    return [
+        f"--{name.replace('_', '-')} {new[name]} (was {value})"
+        for name, value in old.items()
+        if new[name] != value
+    ]
 
 
 def _tuples(value: Any) -> Any:

@@ -58,20 +58,12 @@ def new_directory(encoder: str) -> Path:
             directory = RUNS / f"{name}-{number}"
 
 
-def check_directory(directory: Path, *, overwrite: bool, data: str) -> None:
+def check_directory(directory: Path, *, overwrite: bool) -> None:
     """Sees to it that a new run in a directory destroys nothing but, with `overwrite`, a run.
-
-    Arguments:
-
-    - `data`: a dataset's name or folder, into which no run goes.
 
     Raises InputError where the directory holds something else, or a run that is not to be
     overwritten, and what `RunConfig.read` raises.
     """
-    if Path(data).is_absolute() and directory.resolve().is_relative_to(Path(data).resolve()):
-        raise InputError(
-            f"{directory}: lies in the data, {data}; name a directory for the run elsewhere"
-        )
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; name a directory for the run")
     if directory.name == "latest" and not directory.is_symlink():

@@ -16,7 +16,7 @@ from .load import Run
 from .observer import Observer
 from .pictures import draw_examples
 from .scores import check_same_images, check_scores, scores_directory
-from .training import load
+from .splits import load
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from ..errors import InputError, IntegrityError
 from ..evaluation import predictor
 from ..models import UNet, build
 from ..models.leaves import named_leaves, replace_leaves, replace_state, select
-from ..tasks import AbstractTask, make_task
+from ..tasks import AbstractTask
 from ..training import Restored, restore
 from .config import RunConfig
 from .directory import RUNS
@@ -68,9 +68,7 @@ def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
 
 
 def _as_run(directory: Path, config: RunConfig, restored: Restored) -> Run:
-    identity = config.identity or {}
-    kind = identity.get("labels", "trimap")
-    task = make_task(config.task, kind=kind, classes=config.classes, border=config.train.border)
+    task = config.make_task()
     # Shapes alone: drawing random weights would take seconds.
     model, state = eqx.filter_eval_shape(
         build, config.model, outputs=task.outputs, key=jax.random.key(0)

@@ -1,5 +1,6 @@
 """The pictures of a run."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,14 @@ def draw_training(run: Run, records: Sequence[Mapping[str, Any]], val_split: Spl
     from ..report import save_curves
 
     save_curves(records, run.directory / "curves.png")
-    scores = score(run.model, run.state, val_split, run.task)
-    first = np.arange(min(_PICTURED, len(val_split)))
-    _draw(run, val_split, scores, first, run.directory / "predictions.png")
+    first = dataclasses.replace(
+        val_split,
+        images=val_split.images[:_PICTURED],
+        labels=val_split.labels[:_PICTURED],
+        names=val_split.names[:_PICTURED],
+    )
+    scores = score(run.model, run.state, first, run.task)
+    _draw(run, first, scores, np.arange(len(first)), run.directory / "predictions.png")
 
 
 def draw_examples(run: Run, split: Split, scores: Scores, path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The weights that a run starts from: of a file, or of another run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+
+from ..errors import InputError, IntegrityError
+from ..models import UNet, load_resnet10
+from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state
+from ..weights import identify, resolve_weights
+from .config import RunConfig
+from .load import load_run
+from .observer import Observer
+
+
+def weights_file(config: RunConfig, observer: Observer) -> Path | None:
+    """Finds the file of the encoder's weights, or fetches it; none where it needs none."""
+    if not config.model.has_pretrained_weights or config.start:
+        return None
+    with observer.progress("downloading weights", "bytes") as progress:
+        path = resolve_weights(config.weights, progress=progress)
+    if path is None:
+        observer.note("the encoder's weights are random (--weights random)")
+    return path
+
+
+def with_weights(
+    model: UNet, config: RunConfig, path: Path, observer: Observer
+) -> tuple[UNet, RunConfig]:
+    """The model with the encoder's weights of a file, whose digest the configuration notes."""
+    model = load_resnet10(model, path)
+    identity = identify(path)
+    kind = "SERL's release" if identity.known else "unverified, not SERL's release"
+    observer.note(f"the encoder's weights: {path}, {kind}, sha256 {identity.sha256}")
+    provenance = {"sha256": identity.sha256, "known_release": identity.known}
+    return model, dataclasses.replace(config, provenance=provenance)
+
+
+def from_run(
+    model: UNet, state: eqx.nn.State, start: Path, observer: Observer
+) -> tuple[UNet, eqx.nn.State]:
+    """The model with the weights of another run's best checkpoint.
+
+    A head of another number of outputs stays as it is: what is learnt may be something else.
+
+    Raises InputError where the other run's model is not like this one, and what `load_run` raises.
+    """
+    run = load_run(start)
+    leaves: dict[str, Any] = dict(named_leaves(run.model))
+    wanted = named_leaves(model)
+    head = {name for name in wanted if name.startswith("head.")}
+    same_head = all(leaves[name].shape == wanted[name].shape for name in head)
+    kept = {name: leaf for name, leaf in leaves.items() if same_head or name not in head}
+    try:
+        model = replace_leaves(model, kept)
+        statistics: dict[str, Any] = dict(named_state(run.model, run.state))
+        state = replace_state(model, state, statistics)
+    except IntegrityError as error:
+        raise InputError(f"{start}: its model is another one ({error})") from error
+    observer.note(
+        f"starting from {run}" + ("" if same_head else "; its head has other outputs and is new")
+    )
+    return model, state
