@@ -62,6 +62,7 @@ def from_arrays(
     )
 
 
+@eqx.filter_jit  # one program, instead of two for every trained leaf
 def _unravelled(train_state: TrainState) -> PyTree:
     """The optimiser's state with trees like the trained leaves in place of its vectors of them."""
     vector, unravel = ravel_pytree(train_state.trainable)

@@ -4,9 +4,11 @@ without a word."""
 import hashlib
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 from orbax.checkpoint import v1 as ocp
@@ -53,7 +55,8 @@ class Writer:
             preservation_policy=_policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
-        self._pending: Any = None
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Writer":
         return self
@@ -62,6 +65,7 @@ class Writer:
         try:
             self.wait()
         finally:
+            self._thread.shutdown()
             self._checkpointer.close()
 
     def save(
@@ -79,13 +83,18 @@ class Writer:
         - `metrics`: of this step; checkpoints without any are never the best.
         """
         # Copies, since the next step overwrites the donated originals while these are written.
-        copies: dict[str, Any] = {name: np.array(array) for name, array in arrays.items()}
-        digests = {name: _digest(array) for name, array in copies.items()}
-        about: dict[str, Any] = {"schema": SCHEMA, "sha256": digests}
+        copies = {name: np.array(array) for name, array in jax.device_get(dict(arrays)).items()}
         self.wait()
-        self._pending = self._checkpointer.save_async(
+        self._pending = self._thread.submit(self._write, step, copies, metrics)
+
+    def _write(
+        self, step: int, arrays: dict[str, np.ndarray], metrics: Mapping[str, float] | None
+    ) -> None:
+        digests = {name: _digest(array) for name, array in arrays.items()}
+        about: dict[str, Any] = {"schema": SCHEMA, "sha256": digests}
+        self._checkpointer.save(
             step,
-            copies,
+            arrays,
             force=True,  # whatever Orbax's own policy for saving
             overwrite=True,
             metrics=dict(metrics) if metrics else None,
@@ -98,7 +107,7 @@ class Writer:
         if pending is None:
             return
         try:
-            pending.result()  # which also ends the thread that waits for it
+            pending.result()
         except (OSError, ValueError) as error:  # TensorStore raises ValueError on a full disk
             raise UnavailableError(
                 f"{self._checkpointer.directory}: the checkpoint cannot be written ({error}); free "
