@@ -30,15 +30,12 @@ def precise_statistics(
     """
     norms = [norm for norm in _norms(model) if not norm.inference]
     last = jax.tree.map(_without_momentum, model, is_leaf=_is_norm)
-    state = jax.tree.map(lambda leaf: leaf, state)  # a state of its own, to change
-    for norm in norms:  # whatever they were, infinite perhaps, has no part in it
-        state = state.set(norm.running, jax.tree.map(jnp.zeros_like, state.get(norm.running)))
     of_batches = jax.device_get([_batch_statistics(last, state, images) for images in batches])
-    for norm, statistics in zip(norms, zip(*of_batches, strict=True), strict=True):
+    joined = []
+    for statistics in zip(*of_batches, strict=True):
         mean, var = (np.stack([each[name] for each in statistics]) for name in ("mean", "var"))
-        joined = {"mean": mean.mean(0), "var": var.mean(0) + mean.var(0)}
-        state = state.set(norm.running, jax.tree.map(jnp.asarray, joined))
-    return state
+        joined.append({"mean": mean.mean(0), "var": var.mean(0) + mean.var(0)})
+    return _with(state, norms, joined)
 
 
 @eqx.filter_jit
@@ -46,8 +43,20 @@ def _batch_statistics(
     model: UNet, state: eqx.nn.State, images: Float[Array, "b h w c"]
 ) -> list[dict[str, Array]]:
     """Running statistics of a model without momentum, after a batch: the batch's own."""
-    _, state = batched(model)(images, state)
-    return [state.get(norm.running) for norm in _norms(model) if not norm.inference]
+    norms = [norm for norm in _norms(model) if not norm.inference]
+    # Whatever they were, infinite perhaps, has no part in it.
+    zeros = [jax.tree.map(jnp.zeros_like, state.get(norm.running)) for norm in norms]
+    _, state = batched(model)(images, _with(state, norms, zeros))
+    return [state.get(norm.running) for norm in norms]
+
+
+@eqx.filter_jit  # one program, since a State is checked anew at each `set`
+def _with(
+    state: eqx.nn.State, norms: list[BatchNorm], statistics: list[dict[str, Array]]
+) -> eqx.nn.State:
+    for norm, values in zip(norms, statistics, strict=True):
+        state = state.set(norm.running, values)
+    return state
 
 
 def _is_norm(node: object) -> bool:
