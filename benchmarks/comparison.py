@@ -6,14 +6,17 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.processes import Contender, Setup, machine
 
-TOLERANCE = 1e-4
+# Relative, of the numbers that the contenders return first: for what is rounded to fewer bits, the
+# unit of that rounding.
+TOLERANCES = {"float32": 1e-4, "TF32": 2**-10, "bfloat16": 2**-8}
 # As the command line starts itself.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -27,6 +30,7 @@ class Options:
     size: int
     device: str
     weights: str
+    precision: str = "float32"
 
     def variables(self) -> dict[str, Any]:
         with open(self.weights, "rb") as file:
@@ -57,12 +61,30 @@ def write_weights(options: Options) -> Callable[[], float]:
     return lambda: 0.0
 
 
+def torch_fastest(options: Options) -> AbstractContextManager[Any]:
+    """Sets PyTorch to its fastest for a precision; the network's forward pass runs in what returns.
+
+    On a GPU float32 is TF32 there, as it is in JAX.
+    """
+    import torch
+
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    device = "cuda" if options.device == "gpu" else "cpu"
+    return torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16")
+
+
 def compare(
     name: str, description: str, ours: Setup, against: Mapping[str, Sequence[Setup]]
 ) -> None:
     """Runs the contenders in turn, from the same weights on the same batch; prints a JSON line.
 
-    Before anything is timed, the number that each one's first step returns must be the same.
+    Before anything is timed, the number that each one's first step returns must be ours in the same
+    precision.
+
+    Arguments:
+
+    - `against`: by the name of a peer its contenders.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", choices=("scratch", "resnet10"), default="scratch")
@@ -70,6 +92,11 @@ def compare(
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--against", default="flax,torch", help=f"of {', '.join(against)}")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help="of float32 and bfloat16, in which PyTorch runs under autocast",
+    )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument(
         "--equal-malloc",
@@ -89,21 +116,28 @@ def compare(
         writer = Contender(write_weights, options, {"JAX_PLATFORMS": "cpu"})
         writer.run()
         writer.close()
-        setups = [ours]
-        for family in filter(None, arguments.against.split(",")):
-            setups += against[family]
         environment = {"JAX_PLATFORMS": "cpu" if arguments.device == "cpu" else "cuda"}
-        contenders = {}
-        for setup in setups:
-            huge = HUGE_PAGES if setup is ours or arguments.equal_malloc else {}
-            contenders[setup.__name__] = Contender(setup, options, environment | huge)
+        contenders: dict[str, Contender] = {}
+        for precision in arguments.precision.split(","):
+            setups = [ours]
+            for peer in filter(None, arguments.against.split(",")):
+                if (peer, precision) != ("flax", "bfloat16"):  # the original has float32 alone
+                    setups += against[peer]
+            for setup in setups:
+                huge = HUGE_PAGES if setup is ours or arguments.equal_malloc else {}
+                contenders[f"{setup.__name__} {precision}"] = Contender(
+                    setup, replace(options, precision=precision), environment | huge
+                )
         numbers: dict[str, list[float]] = {}
         for _ in range(3):
             for contender_name, contender in contenders.items():
                 numbers.setdefault(contender_name, []).append(contender.run()[1])
         for contender_name, values in numbers.items():
-            difference = abs(values[0] - numbers["ours"][0])
-            if not difference <= TOLERANCE * abs(numbers["ours"][0]):
+            precision = contender_name.split()[-1]
+            expected = numbers[f"ours {precision}"][0]
+            is_tf32 = precision == "float32" and arguments.device == "gpu"
+            tolerance = TOLERANCES["TF32" if is_tf32 else precision]
+            if not abs(values[0] - expected) <= tolerance * abs(expected):
                 raise AssertionError(f"{contender_name} starts at another number: {numbers}")
         for _ in range(arguments.repeats):
             for contender in contenders.values():
@@ -112,14 +146,17 @@ def compare(
 
     seconds = {n: contender.summary() for n, contender in contenders.items()}
     medians = {n: summary["median"] for n, summary in seconds.items()}
+    fastest = min(t for n, t in medians.items() if n.startswith("ours"))
     record = {
         "benchmark": name,
         **asdict(options),
+        "precision": arguments.precision,
         "equal_malloc": arguments.equal_malloc,
         "repeats": arguments.repeats,
         "seconds": seconds,
         "images_per_second": {n: options.batch / t for n, t in medians.items()},
-        "ours_faster_than": {n: t / medians["ours"] for n, t in medians.items()},
+        "ours_faster_than": {n: t / medians[f"ours {n.split()[-1]}"] for n, t in medians.items()},
+        "our_fastest_faster_than": {n: t / fastest for n, t in medians.items()},
         "peak_bytes": peaks,
         "numbers": numbers,
         "machine": machine(),

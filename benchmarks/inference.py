@@ -2,14 +2,14 @@
 
 All hold the same weights and see the same batch; before anything is timed, the mean size of their
 logits must agree. Each contender has a process of its own, and they take turns. Prints one JSON
-line.
+line. In bfloat16, PyTorch runs under autocast.
 
     python -m benchmarks.inference --model scratch --repeats 20
 """
 
 from collections.abc import Callable
 
-from benchmarks.comparison import Options, compare
+from benchmarks.comparison import Options, compare, torch_fastest
 
 
 def ours(options: Options) -> Callable[[], float]:
@@ -25,7 +25,7 @@ def ours(options: Options) -> Callable[[], float]:
     model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
     model, state = eu.from_flax(model, state, options.variables())
     model = eqx.nn.inference_mode(model)
-    images = to_float(options.data()[0])
+    images = to_float(options.data()[0]).astype(options.precision)
     return lambda: float(np.abs(forward(model, state, images)).mean())
 
 
@@ -43,7 +43,7 @@ def flax(options: Options) -> Callable[[], float]:
     return lambda: float(np.abs(forward(variables, images)).mean())
 
 
-def torch_forward(options: Options, *, channels_last: bool) -> Callable[[], float]:
+def torch_forward(options: Options, *, channels_last: bool, compiled: bool) -> Callable[[], float]:
     import torch
 
     from benchmarks import torch_models
@@ -55,20 +55,26 @@ def torch_forward(options: Options, *, channels_last: bool) -> Callable[[], floa
     model = model.eval().to(device, memory_format=layout)
     images = torch.from_numpy(options.data()[0]).permute(0, 3, 1, 2).to(device).float() / 255
     images = images.contiguous(memory_format=layout)
+    forward = torch.compile(model) if compiled else model
+    autocast = torch_fastest(options)
 
     def run() -> float:
-        with torch.inference_mode():
-            return model(images).abs().mean().item()
+        with torch.inference_mode(), autocast:
+            return forward(images).float().abs().mean().item()
 
     return run
 
 
 def torch_eager(options: Options) -> Callable[[], float]:
-    return torch_forward(options, channels_last=False)
+    return torch_forward(options, channels_last=False, compiled=False)
 
 
 def torch_channels_last(options: Options) -> Callable[[], float]:
-    return torch_forward(options, channels_last=True)
+    return torch_forward(options, channels_last=True, compiled=False)
+
+
+def torch_compile(options: Options) -> Callable[[], float]:
+    return torch_forward(options, channels_last=True, compiled=True)
 
 
 if __name__ == "__main__":
@@ -76,5 +82,9 @@ if __name__ == "__main__":
         "inference",
         "Time of the forward pass on a batch.",
         ours,
-        {"flax": [flax], "torch": [torch_eager, torch_channels_last]},
+        {
+            "flax": [flax],
+            "torch": [torch_eager, torch_channels_last],
+            "torch_compile": [torch_compile],
+        },
     )

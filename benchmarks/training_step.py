@@ -3,14 +3,16 @@
 All start from the same weights and see the same batch; before anything is timed, their losses on
 it must agree. Each contender has a process of its own, and they take turns. Prints one JSON line.
 Ours is the step that `train` runs, with its checks and scores and from uint8 images; the others'
-hold the loss, its gradient and Adam, from float images.
+hold the loss, its gradient and Adam, from float images. In bfloat16, PyTorch runs under autocast.
 
     python -m benchmarks.training_step --model scratch --repeats 20
+    python -m benchmarks.training_step --device gpu --batch 64 --precision float32,bfloat16 \
+        --against torch,torch_compile
 """
 
 from collections.abc import Callable
 
-from benchmarks.comparison import Options, compare
+from benchmarks.comparison import Options, compare, torch_fastest
 
 
 def ours(options: Options) -> Callable[[], float]:
@@ -27,7 +29,9 @@ def ours(options: Options) -> Callable[[], float]:
     config = eu.ModelConfig(encoder=options.model)
     model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
     model, state = eu.from_flax(model, state, options.variables())
-    train_config = eu.TrainConfig(batch_size=options.batch, schedule="constant", augment=False)
+    train_config = eu.TrainConfig(
+        batch_size=options.batch, schedule="constant", augment=False, precision=options.precision
+    )
     trainer, train_state = eqx.filter_jit(initialise)(
         model, state, train_config, eu.Binary("trimap"), 1
     )
@@ -114,10 +118,14 @@ def torch_step(options: Options, *, channels_last: bool, compiled: bool) -> Call
     images, masks = map(torch.from_numpy, options.data())
     images = (images.permute(0, 3, 1, 2).to(device).float() / 255).contiguous(memory_format=layout)
     targets = masks[:, None].float().to(device).contiguous(memory_format=layout)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainable, 1e-3, fused=True)
+    autocast = torch_fastest(options)
 
     def loss_fn() -> torch.Tensor:
-        logits = model(images)
+        with autocast:
+            logits = model(images)
+        logits = logits.float()
         probability = torch.sigmoid(logits)
         overlap = 2 * (probability * targets).sum((1, 2, 3)) + 1e-6
         total = probability.sum((1, 2, 3)) + targets.sum((1, 2, 3)) + 1e-6
