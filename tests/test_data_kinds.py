@@ -19,7 +19,7 @@ def split_of(values, **options) -> Split:
 @pytest.mark.parametrize(
     ("kind", "values", "classes"),
     [
-        ("trimap", [1, 2, 3, 3], ("pet", "background", "border")),
+        ("trimap", [1, 2, 3, 3], ("background", "pet", "border")),
         ("species", [0, 1, 2, 4], ("background", "cat", "dog")),
         ("mask", [0, 1, 1, 0], ("background", "foreground")),
         ("classes", [0, 255, 3, 1], ("0", "1", "2", "3")),

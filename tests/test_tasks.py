@@ -43,8 +43,9 @@ def test_targets_of_other_labels():
     assert Binary("mask").targets(np.array([[0, 1]], np.uint8))[0].tolist() == [0, 1]
     indices = np.array([[0, 2, 255]], np.uint8)
     assert THREE.targets(indices)[0].tolist() == [0, 2, IGNORED]
-    trimap = Semantic(("pet", "background", "border"), "trimap")
-    assert trimap.targets(np.array([[1, 2, 3]], np.uint8))[0].tolist() == [0, 1, 2]
+    trimap = Semantic(("background", "pet", "border"), "trimap")
+    assert trimap.targets(np.array([[1, 2, 3]], np.uint8))[0].tolist() == [1, 0, 2]
+    assert not trimap.has_border and Binary("trimap").has_border
 
 
 def test_the_confusion_matrix_counts_pairs():

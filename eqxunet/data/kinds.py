@@ -18,7 +18,7 @@ UNLABELLED = 255
 """Value of a pixel that has no class."""
 
 CLASSES: dict[Labels, tuple[str, ...]] = {
-    "trimap": ("pet", "background", "border"),
+    "trimap": ("background", "pet", "border"),
     "species": ("background", "cat", "dog"),
     "mask": ("background", "foreground"),
 }

@@ -16,7 +16,7 @@ from ..data.augment import to_float
 from ..data.batches import padded_batches
 from ..data.example import Progress
 from ..models import UNet
-from ..tasks import AbstractTask, confusion_matrix, has_border
+from ..tasks import AbstractTask, confusion_matrix
 from .predictor import forward
 
 BORDERS: tuple[Border, ...] = ("foreground", "background", "ignore")
@@ -102,7 +102,7 @@ def _score_batch(
     logits = forward(model, state, to_float(images))
     prediction = task.prediction(logits, threshold)
     counts: Policies = {}
-    for border in BORDERS if has_border(task.kind) else (task.border,):
+    for border in BORDERS if task.has_border else (task.border,):
         target = dataclasses.replace(task, border=border).targets(labels)
         counts[border] = jax.vmap(lambda p, t: confusion_matrix(p, t, len(task.classes)))(
             prediction, target

@@ -10,7 +10,6 @@ from .semantic import Semantic as Semantic
 from .task import IGNORED as IGNORED
 from .task import AbstractTask as AbstractTask
 from .task import confusion_matrix as confusion_matrix
-from .task import has_border as has_border
 
 TASKS: dict[TaskName, Callable[[tuple[str, ...], Labels, Border], AbstractTask]] = {
     "binary": lambda classes, kind, border: Binary(kind=kind, border=border),

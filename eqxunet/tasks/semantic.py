@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from ..config import Border, Labels
 from .losses import softmax_loss
-from .task import EPSILON, AbstractTask, Confusion, class_of_label
+from .task import EPSILON, AbstractTask, Confusion, class_of_label, look_up
 
 
 class Semantic(AbstractTask):
@@ -35,9 +35,14 @@ class Semantic(AbstractTask):
         bits = [((index >> (3 * level + np.arange(3))) & 1) << (7 - level) for level in range(3)]
         return np.sum(bits, axis=0).astype(np.uint8)
 
+    @property
+    def has_border(self) -> bool:
+        """Not that of a trimap, which is a class of its own here."""
+        return self.kind != "trimap" and super().has_border
+
     def targets(self, labels: UInt8[Array | np.ndarray, "*b h w"]) -> UInt8[Array, "*b h w"]:
-        if self.kind == "trimap":  # its border is a class of its own
-            return jnp.asarray(labels) - jnp.uint8(1)
+        if self.kind == "trimap":
+            return look_up({1: 1, 2: 0, 3: 2}, labels)
         return class_of_label(labels, self.kind, self.border)
 
     def loss(self, logits: Float[Array, "h w k"], target: UInt8[Array, "h w"]) -> Float[Array, ""]:

@@ -55,6 +55,11 @@ class AbstractTask(eqx.Module):
     border: eqx.AbstractVar[Border]
 
     @property
+    def has_border(self) -> bool:
+        """Whether labels tell the border, and the policy says what it counts as."""
+        return self.kind in _BORDERED
+
+    @property
     @abstractmethod
     def outputs(self) -> int:
         """How many logits a pixel has."""
@@ -108,15 +113,16 @@ def class_of_label(
     labels: UInt8[Array | np.ndarray, "*b h w"], kind: Labels, border: Border
 ) -> UInt8[Array, "*b h w"]:
     """Each pixel's class, by what a kind of labels means; `IGNORED` for values it does not have."""
-    classes = _PLAIN.get(kind) or _BORDERED[kind][border]
+    return look_up(_PLAIN.get(kind) or _BORDERED[kind][border], labels)
+
+
+def look_up(
+    classes: Mapping[int, int], labels: UInt8[Array | np.ndarray, "*b h w"]
+) -> UInt8[Array, "*b h w"]:
+    """Each pixel's class by its label; `IGNORED` for labels without one."""
     table = np.full(256, IGNORED, np.uint8)
     table[list(classes)] = list(classes.values())
     return jnp.asarray(table)[jnp.asarray(labels)]
-
-
-def has_border(kind: Labels) -> bool:
-    """Whether labels of this kind tell the border from what it surrounds."""
-    return kind in _BORDERED
 
 
 def confusion_matrix(
