@@ -88,7 +88,7 @@ class TrainConfig:
       is, BatchNorm's statistics included, and train the decoder only.
     - `encoder_lr_scale`: factor on the learning rate of such an encoder where it is trained.
     - `augment`: flip, scale and crop, and change colours of training images.
-    - `border`: what the trimap's border pixels count as.
+    - `border`: what the trimap's border pixels count as; a loop of one's own tells its task.
     - `precision`: dtype that the network computes in; parameters and statistics stay float32.
     - `accumulate`: how many parts of the batch a step computes one after another, for batches
       that don't fit in memory. BatchNorm takes its statistics of a part.
@@ -126,7 +126,7 @@ class TrainConfig:
         _require_choice(self, "precision", Precision)
         for name in ("batch_size", "epochs", "steps", "accumulate", "patience", "max_skipped"):
             _require_whole(self, name, least=1)
-        _require_whole(self, "seed", least=0)
+        _require_whole(self, "seed", least=0, most=2**31 - 1)
         for name in ("lr", "clip_norm", "encoder_lr_scale"):
             _require_number(self, name, lambda value: value > 0, "above 0")
         _require_number(self, "weight_decay", lambda value: value >= 0, "from 0 up")
@@ -158,10 +158,12 @@ def _require_choice(config: Any, name: str, choices: Any) -> None:
     _require(config, name, value in possible, f"{hint}one of {', '.join(map(repr, possible))}")
 
 
-def _require_whole(config: Any, name: str, *, least: int) -> None:
+def _require_whole(config: Any, name: str, *, least: int, most: int | None = None) -> None:
     value = getattr(config, name)
     is_possible = _is_whole(value, least) or value is _default(config, name) is None
-    _require(config, name, is_possible, f"a whole number from {least} up")
+    range_ = f"from {least} up" if most is None else f"from {least} to {most}"
+    is_possible &= most is None or value <= most
+    _require(config, name, is_possible, f"a whole number {range_}")
 
 
 def _require_number(

@@ -1,6 +1,9 @@
 """Checkpoints: bits come back, damage is found, the latest and the best stay."""
 
+import concurrent.futures
+import contextlib
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -61,6 +64,12 @@ def test_the_latest_three_and_the_best_are_kept(tmp_path):
     assert kept == {2, 5, 6, 7}
     assert restore(tmp_path, "best").step == 2
     assert restore(tmp_path).step == 7
+
+
+def test_of_equals_the_first_is_the_best(tmp_path):
+    write(tmp_path, {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 0.4, 6: 0.4, 7: 0.4})
+    assert {int(path.name) for path in tmp_path.iterdir()} == {1, 5, 6, 7}
+    assert restore(tmp_path, "best").step == 1
 
 
 def test_an_empty_directory_has_none(tmp_path):
@@ -159,16 +168,49 @@ def test_saves_leave_no_thread_and_no_descriptor_behind(tmp_path):
     assert (late <= early + 5).all(), (early, late)
 
 
-def test_a_save_that_failed_is_told_of_once_at_the_next(tmp_path):
-    class Failed:
-        def result(self):
-            raise ValueError("RESOURCE_EXHAUSTED: no space left on the device")
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """As a full disk would, lets writing fail with an error of the system.
 
+    TensorStore may complain that Orbax has stopped waiting for its other writes.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_save_that_failed_is_told_of_once_at_the_next(tmp_path):
     with Writer(tmp_path) as checkpoints:
         checkpoints.save(1, arrays(1))
         checkpoints.wait()
-        checkpoints._pending = Failed()
-        with pytest.raises(UnavailableError, match="no space left.*free space"):
+        with files_of_at_most(20_000):
             checkpoints.save(2, arrays(2))
+            with pytest.raises(UnavailableError, match="cannot be written.*free space"):
+                checkpoints.wait()
         checkpoints.save(3, arrays(3))
     assert restore(tmp_path).step == 3
+    assert not (tmp_path / "2").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_last_save_that_failed_is_told_of_at_the_end(tmp_path):
+    with (
+        pytest.raises(UnavailableError, match="cannot be written"),
+        Writer(tmp_path) as checkpoints,
+        files_of_at_most(20_000),
+    ):
+        checkpoints.save(1, arrays(1))
+        concurrent.futures.wait([checkpoints._pending])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_save_that_failed_does_not_hide_what_ended_the_training(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Writer(tmp_path) as checkpoints:
+        with files_of_at_most(20_000):
+            checkpoints.save(1, arrays(1))
+            concurrent.futures.wait([checkpoints._pending])
+        raise KeyboardInterrupt

@@ -66,7 +66,8 @@ def test_models_that_cannot_be(given, message):
         ({"accumulate": 3}, "16 does not divide into 3 .* --accumulate"),
         ({"patience": 0}, "patience=0"),
         ({"max_skipped": 0}, "max_skipped=0"),
-        ({"seed": -1}, "seed=-1 .* from 0 up"),
+        ({"seed": -1}, "seed=-1 .* from 0 to 2147483647"),
+        ({"seed": 2**31}, "seed=2147483648"),
     ],
 )
 def test_trainings_that_cannot_be(given, message):

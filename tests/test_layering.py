@@ -52,6 +52,16 @@ def test_imports_run_one_way():
     assert not wrong
 
 
+def test_the_package_imports_itself_relatively():
+    """What the other tests read."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level or (node.module or "").split(".")[0] != "eqxunet", path
+            elif isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] != "eqxunet" for alias in node.names), path
+
+
 def drawn():
     """Every module of the package, with those that it imports, at its top or in its functions."""
     paths = {}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 import eqxunet as eu
 from eqxunet.errors import InputError
+from eqxunet.evaluation import score
 from eqxunet.models.leaves import named_leaves, named_state
 from eqxunet.training import restore
 
@@ -151,15 +153,14 @@ def test_a_callback_sees_every_record_and_can_end_the_run(tmp_path):
 def test_an_observer_that_stops_in_an_epoch_leaves_what_resumes(tmp_path):
     from contextlib import contextmanager
 
-    from eqxunet.runs import run_training
-
     class Stopping(eu.Observer):
         @contextmanager
         def steps(self, total, done):
             yield lambda step, text: step == 2
 
-    outcome = run_training(CONFIG, tmp_path / "a", Stopping())
-    assert (outcome.step, outcome.is_finished, outcome.records) == (2, False, [])
+    with pytest.raises(InputError, match="no validated checkpoint yet"):
+        eu.train(CONFIG, tmp_path / "a", observer=Stopping())
+    assert restore(tmp_path / "a" / "checkpoints").step == 2
     eu.train(directory=tmp_path / "a", resume=True)
     assert [record["step"] for record in records(tmp_path / "a")] == [3, 6]
 
@@ -172,9 +173,10 @@ def test_a_run_starts_from_another_ones_weights(both, tmp_path):
     again = eu.train(config, tmp_path / "a")
     for old, new in zip(*(jax.tree.leaves(r.model) for r in (run, again)), strict=True):
         np.testing.assert_allclose(old, new, atol=1e-6)
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=(8, 16)))
-    with pytest.raises(InputError, match="its model is another one"):
-        eu.train(other, tmp_path / "b")
+    for channels in ((8, 16), (8, 16, 64)):
+        model = dataclasses.replace(config.model, channels=channels)
+        with pytest.raises(InputError, match="its model is another one"):
+            eu.train(dataclasses.replace(config, model=model), tmp_path / "b")
     semantic = eu.train(dataclasses.replace(config, task="semantic"), tmp_path / "c")
     assert semantic.model.head.kernel.shape[-1] == 3
     with pytest.warns(UserWarning, match="flatter"):
@@ -184,6 +186,12 @@ def test_a_run_starts_from_another_ones_weights(both, tmp_path):
 def test_options_that_differ_are_named_when_resuming(both):
     train = dataclasses.replace(CONFIG.train, lr=0.5)
     with pytest.raises(InputError, match=r"lr 0.5 \(was 0.001\)"):
+        eu.train(dataclasses.replace(CONFIG, train=train), both[1], resume=True)
+
+
+def test_a_run_is_not_made_shorter(both):
+    train = dataclasses.replace(CONFIG.train, epochs=1)
+    with pytest.raises(InputError, match=r"longer, not shorter: --epochs 1 \(was 3\)"):
         eu.train(dataclasses.replace(CONFIG, train=train), both[1], resume=True)
 
 
@@ -245,7 +253,29 @@ def test_a_loop_of_ones_own():
     assert done == [1, 2, 3]
 
 
+def test_labels_of_another_kind_are_refused():
+    split = eu.load_split("synthetic", "train", size=16, limit=4)
+    model, state = eu.build(eu.ModelConfig(channels=(4, 8), size=16), key=jax.random.key(0))
+    trainer, train_state = eu.initialise(
+        model, state, eu.TrainConfig(batch_size=4), eu.Binary("mask"), 1
+    )
+    with pytest.raises(InputError, match='of kind "trimap", the task takes "mask"'):
+        next(eu.fit(trainer, train_state, split))
+    with pytest.raises(InputError, match='of kind "trimap", the task takes "mask"'):
+        score(model, state, split, eu.Binary("mask"))
+
+
+def test_a_model_is_scored_in_inference_mode():
+    """Whatever mode it is in; otherwise the last batch's padding would have a part in it."""
+    split = eu.load_split("synthetic", "train", size=16, limit=4)
+    model, state = eu.build(eu.ModelConfig(channels=(4, 8), size=16), key=jax.random.key(0))
+    modes = (model, eqx.nn.inference_mode(model))
+    losses = [score(mode, state, split, eu.Binary(split.kind)).losses for mode in modes]
+    np.testing.assert_array_equal(*losses)
+
+
 def test_public_names_are_documented_and_typed():
     assert (Path(eu.__file__).parent / "py.typed").exists()
     for name in eu.__all__:
-        assert getattr(eu, name).__doc__, name
+        words = getattr(eu, name).__doc__
+        assert words and not words.startswith(f"{name}("), name  # which dataclasses write

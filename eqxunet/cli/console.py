@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,11 +107,6 @@ def warn(texts: Iterable[str]) -> None:
     """Says what the user should know."""
     for text in texts:
         errors.print(f"[yellow]warning:[/] {escape(text)}")
-
-
-def warn_of_damage(damaged: Sequence[str]) -> None:
-    """Says which checkpoints were passed over."""
-    warn(f"a damaged checkpoint was passed over: {text}" for text in damaged)
 
 
 def display(path: Path) -> str:

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from ..config import SplitName
-from .console import console, display, stage, warn_of_damage
+from .console import console, display, stage
 
 
 def evaluate(
@@ -32,8 +32,7 @@ def evaluate(
         from .. import runs
         from .observer import Terminal
 
-        loaded = runs.load_run(run)
-    warn_of_damage(loaded.damaged)
+        loaded = runs.load_run(run, observer=Terminal())
     metrics = runs.evaluate(
         loaded,
         split,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
+import jax
 from rich.markup import escape
 
 from ..data.example import Progress
@@ -33,6 +34,7 @@ class Terminal(Observer):
 
     @contextmanager
     def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], bool]]:
+        jax.clear_caches()  # 100 MB of programs that have done their work in this process
         with stop_signals(_acknowledge) as received, steps_bar(total, done) as bar:
             self.received = received
 

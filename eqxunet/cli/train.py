@@ -136,6 +136,10 @@ def train(
 
 def _configured(before: "RunConfig", given: dict[str, Any]) -> "RunConfig":
     """A configuration with the options that were given in place of what it had."""
+    if "epochs" in given:
+        if given.get("steps") is not None:
+            raise InputError("--epochs and --steps both say how long to train; give one of them")
+        given["steps"] = None  # of a run that is resumed
     if channels := given.get("channels"):
         given["channels"] = _numbers(channels)
     for name in ("data_dir", "start"):

@@ -1,7 +1,7 @@
 """Images and masks, from where they are kept to batches: sources, decoding, cache, batches.
 
 `eqxunet.data.augment` and `eqxunet.data.batches` are imported by their own names, since they need
-JAX and Grain.
+JAX.
 """
 
 from ..config import SplitName as SplitName

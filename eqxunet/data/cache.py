@@ -55,12 +55,12 @@ class Used(NamedTuple):
 
 
 def load_split(
-    data: str,
+    data: str | os.PathLike[str],
     split: SplitName,
     *,
     size: int,
     labels: Labels | None = None,
-    data_dir: Path = DATA_DIR,
+    data_dir: str | os.PathLike[str] = DATA_DIR,
     cache_dir: Path | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -78,7 +78,8 @@ def load_split(
     """
     if size < 1:
         raise InputError(f"the size must be at least 1 pixel, not {size}")
-    source = open_source(data, split, labels=labels, data_dir=data_dir, limit=limit)
+    data = os.fspath(data)
+    source = open_source(data, split, labels=labels, data_dir=Path(data_dir), limit=limit)
     named = data if data in DATASETS else Path(data).expanduser().resolve()
     arrays = decode_all(
         source, size=size, origin=f"{named} {split}", cache_dir=cache_dir, progress=progress

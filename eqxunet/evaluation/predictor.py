@@ -21,8 +21,9 @@ Picture = Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | str | os.Path
 def forward(
     model: UNet, state: eqx.nn.State, images: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w k"]:
-    """Logits of a batch, from a model in inference mode."""
-    return batched(fold(model, state))(images, state)[0].astype(jnp.float32)
+    """Logits of a batch; the model is put into inference mode."""
+    model = eqx.nn.inference_mode(fold(model, state))
+    return batched(model)(images, state)[0].astype(jnp.float32)
 
 
 def predict(
@@ -35,7 +36,6 @@ def predict(
 
     Arguments:
 
-    - `model`: in inference mode.
     - `image`: as `as_rgb` takes it.
     """
     pixels = as_rgb(image)

@@ -63,12 +63,15 @@ def score(
     threshold: float = 0.5,
     progress: Progress | None = None,
 ) -> Scores:
-    """Scores a model in inference mode on a split, at the size the split was loaded at.
+    """Scores a model on a split, at the size the split was loaded at.
+
+    Raises InputError where the split's labels are not those that the task takes.
 
     Arguments:
 
     - `progress`: called with how many of how many images are done.
     """
+    task.check(split.kind, split.classes)
     losses: list[np.ndarray] = []
     confusions: list[Policies] = []
     done = 0

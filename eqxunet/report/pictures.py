@@ -71,7 +71,7 @@ def save_predictions(
         axes.set(xticks=[], yticks=[], frame_on=False)
     palette = np.full((256, 3), _NOT_COUNTED, np.uint8)
     palette[: len(colours)] = colours
-    is_binary = len(classes) == 2
+    is_binary = probabilities is not None
     colour_share = 0.0 if is_binary else 0.45
     for column, (name, score) in enumerate(zip(names, scores, strict=True)):
         image, target, prediction = images[column], targets[column], predictions[column]

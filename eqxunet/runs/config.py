@@ -82,7 +82,7 @@ class RunConfig:
     def extended(self, given: "RunConfig") -> "RunConfig":
         """This configuration, of a run to resume, with the length that another one gives.
 
-        Raises InputError where they differ in anything else.
+        Raises InputError where that is shorter, or where they differ in anything else.
         """
         lengths = {name: getattr(given.train, name) for name in _EXTENDABLE}
         longer = dataclasses.replace(self, train=dataclasses.replace(self.train, **lengths))
@@ -95,6 +95,15 @@ class RunConfig:
                 f"a resumed run keeps its options, but these differ: {', '.join(differences)}; "
                 "leave them out, or start another run"
             )
+        old, new = self.train, given.train
+        pairs = {"steps": (old.steps, new.steps)}
+        if old.steps is new.steps is None:
+            pairs["epochs"] = (old.epochs, new.epochs)
+        for name, (before, now) in pairs.items():
+            if before and now and now < before:
+                raise InputError(
+                    f"a resumed run can be made longer, not shorter: --{name} {now} (was {before})"
+                )
         return longer
 
     @classmethod
@@ -149,8 +158,11 @@ class RunConfig:
 
     @property
     def weights_record(self) -> dict[str, Any] | None:
-        """Where the encoder's weights came from: `{"source", "sha256", "known_release"}`."""
-        if not self.model.has_pretrained_weights:
+        """Where the encoder's weights came from: `{"source", "sha256", "known_release"}`.
+
+        None where there are no such weights, or those of `start` took their place.
+        """
+        if not self.model.has_pretrained_weights or self.start:
             return None
         return {"source": self.weights, **(self.provenance or {})}
 
@@ -169,10 +181,17 @@ def _differences(before: RunConfig, now: RunConfig) -> list[str]:
 
     old, new = options(before), options(now)
     return [
-        f"--{name.replace('_', '-')} {new[name]} (was {value})"
+        f"{_option(name, new[name])} (was {value})"
         for name, value in old.items()
         if new[name] != value
     ]
+
+
+def _option(name: str, value: Any) -> str:
+    words = "from" if name == "start" else name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{words}"
+    return f"--{words} {value}"
 
 
 def _tuples(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import DATASETS, SplitName
 from ..data import Split, label_kind
+from ..data.complaints import some_of
 from ..errors import InputError
 from ..evaluation import Scores, per_image, score, summarise
 from .config import RunConfig, absolute
@@ -47,6 +48,12 @@ def evaluate(
     Raises InputError where `out` holds something else, and what `load_split` raises.
     """
     observer = observer or Observer()
+    if not 0 <= threshold <= 1:
+        raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
+    if run.config.task != "binary" and threshold != 0.5:
+        raise InputError(
+            f"there is no threshold where there are several classes; leave out {threshold}"
+        )
     config = _config(run, data=data, data_dir=data_dir, limit=limit)
     conditions = {
         "data": config.data,
@@ -110,13 +117,22 @@ def _warnings(run: Run, config: RunConfig, split: SplitName) -> list[str]:
 
 
 def _check_classes(run: Run, split: Split) -> None:
-    """Raises InputError where a split has classes that a run has not learnt."""
-    if run.config.task == "semantic" and len(split.classes) > len(run.task.classes):
-        raise InputError(
-            f"its labels have {len(split.classes)} classes ({', '.join(split.classes)}), "
-            f"{run.directory.name} has learnt {len(run.task.classes)} "
-            f"({', '.join(run.task.classes)}); score it on labels of those"
-        )
+    """Raises InputError where a split has classes that a run has not learnt, or others."""
+    if run.config.task != "semantic":
+        return
+    theirs, learnt = split.classes, run.task.classes
+    told = (
+        f"its labels have {len(theirs)} classes ({some_of(theirs)}), {run.directory.name} has "
+        f"learnt {len(learnt)} ({some_of(learnt)})"
+    )
+    if len(theirs) > len(learnt):
+        raise InputError(f"{told}; score it on labels of those")
+    for k, (a, b) in enumerate(zip(theirs, learnt, strict=False)):
+        if a != b and str(k) not in (a, b):  # without names they are called by their numbers
+            raise InputError(
+                f"{told}; class {k} is {a} there and {b} here: score it on labels with the same "
+                "classes in the same order"
+            )
 
 
 def _write(folder: Path, metrics: dict[str, Any], scores: Scores) -> None:

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from ..errors import InputError, IntegrityError
 from ..evaluation import predictor
 from ..models import UNet, build
-from ..models.leaves import named_leaves, replace_leaves, replace_state, select
+from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
 from ..tasks import AbstractTask
 from ..training import Restored, restore
 from .config import RunConfig
 from .directory import RUNS
+from .observer import Observer
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class Run:
     - `model`: in inference mode.
     - `state`: BatchNorm's statistics.
     - `step`: after which the checkpoint was saved.
-    - `damaged`: checkpoints that were passed over, and why.
     """
 
     model: UNet
@@ -36,7 +36,6 @@ class Run:
     task: AbstractTask
     step: int
     directory: Path
-    damaged: list[str]
 
     def __repr__(self) -> str:
         return (
@@ -45,8 +44,12 @@ class Run:
         )
 
 
-def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
+def load_run(
+    directory: str | os.PathLike[str] = RUNS / "latest", *, observer: Observer | None = None
+) -> Run:
     """Loads the best checkpoint of a run, with the model in inference mode.
+
+    Warns of damaged ones that were passed over, through the observer if there is one.
 
     Raises InputError where the directory holds no run, or none that was validated, IntegrityError
     where every checkpoint is damaged.
@@ -64,6 +67,8 @@ def load_run(directory: str | os.PathLike[str] = RUNS / "latest") -> Run:
             f"{directory}: no validated checkpoint yet; go on with `train --resume --run "
             f"{directory}` until an epoch ends"
         )
+    for damage in restored.damaged:
+        (observer or Observer()).warn(f"a damaged checkpoint was passed over: {damage}")
     return _as_run(directory, config, restored)
 
 
@@ -74,14 +79,16 @@ def _as_run(directory: Path, config: RunConfig, restored: Restored) -> Run:
         build, config.model, outputs=task.outputs, key=jax.random.key(0)
     )
     leaves, statistics = (select(restored.arrays, part) for part in ("model", "state"))
-    if missing := named_leaves(model).keys() - leaves.keys():
+    missing = named_leaves(model).keys() - leaves.keys()
+    missing |= named_state(model, state).keys() - statistics.keys()
+    if missing:
         raise IntegrityError(
             f"{directory}: the checkpoint lacks {sorted(missing)[:3]} and is perhaps of an older "
             "eqxunet; train anew"
         )
     model = eqx.nn.inference_mode(replace_leaves(model, leaves))
     state = replace_state(model, state, statistics)
-    return Run(model, state, config, task, restored.step, directory, restored.damaged)
+    return Run(model, state, config, task, restored.step, directory)
 
 
 Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
@@ -94,9 +101,8 @@ def predict(model: UNet, state: eqx.nn.State, image: predictor.Picture, /) -> Pr
 def predict(model: Run | UNet, *rest: Any) -> Probabilities:
     """Returns each pixel's probability, of foreground or of each class, at the image's own size.
 
-    `predict(run, image)`, or `predict(model, state, image)` of a model in inference mode. The image
-    is resized to the size that the model was trained at; the logits are resized back, and only then
-    turned into probabilities.
+    `predict(run, image)`, or `predict(model, state, image)`. The image is resized to the size that
+    the model was trained at; the logits are resized back, and only then turned into probabilities.
 
     Arguments:
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 
+from ..data.complaints import some_of
 from ..errors import InputError, IntegrityError
 from ..models import UNet, load_resnet10
 from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state
@@ -47,9 +48,13 @@ def from_run(
 
     Raises InputError where the other run's model is not like this one, and what `load_run` raises.
     """
-    run = load_run(start)
+    run = load_run(start, observer=observer)
     leaves: dict[str, Any] = dict(named_leaves(run.model))
     wanted = named_leaves(model)
+    if differing := sorted(leaves.keys() ^ wanted.keys()):
+        raise InputError(
+            f"{start}: its model is another one; only one of the two has {some_of(differing)}"
+        )
     head = {name for name in wanted if name.startswith("head.")}
     same_head = all(leaves[name].shape == wanted[name].shape for name in head)
     kept = {name: leaf for name, leaf in leaves.items() if same_head or name not in head}

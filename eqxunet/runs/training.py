@@ -39,6 +39,7 @@ def train(
     directory: str | os.PathLike[str] | None = None,
     *,
     callback: Callable[[Mapping[str, Any]], Any] | None = None,
+    observer: Observer | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Run:
@@ -48,8 +49,9 @@ def train(
 
     - `config`: what is trained on what; not needed with `resume`.
     - `directory`: of the run; by default a new one in `runs/`, or with `resume` the latest.
-    - `callback`: called with every record of `metrics.jsonl`, after it was saved; a true answer
-      ends the run.
+    - `callback`: called with every record of `metrics.jsonl`, while its checkpoint is being
+      written; a true answer ends the run.
+    - `observer`: is told of all that goes on, in place of a callback.
     - `resume`: go on with a run that was stopped; a `config` may only be longer than the one
       before.
     - `overwrite`: delete the run that `directory` holds.
@@ -58,9 +60,11 @@ def train(
     in the directory, DivergedError where the loss stays infinite, and the other errors of
     `eqxunet.errors`, each of which says the way out.
     """
-    observer = _Calling(callback) if callback else Observer()
+    if callback and observer:
+        raise InputError("give a callback, or an observer, whose `record` is one")
+    observer = _Calling(callback) if callback else observer or Observer()
     outcome = run_training(config, directory, observer, resume=resume, overwrite=overwrite)
-    return load_run(outcome.directory)
+    return load_run(outcome.directory, observer=observer)
 
 
 class _Calling(Observer):
@@ -132,7 +136,6 @@ def _train(config: RunConfig, directory: Path, observer: Observer, *, resume: bo
         trainer, train_state = eqx.filter_jit(initialise)(
             model, state, config.train, task, total_steps
         )
-        jax.clear_caches()  # 100 MB of programs that have done their work
     records: list[dict[str, Any]] = []
     if resume:
         trainer, train_state, records = _resumed(trainer, train_state, directory, observer)
@@ -161,7 +164,7 @@ def _train(config: RunConfig, directory: Path, observer: Observer, *, resume: bo
             observer,
         )
     if outcome.is_finished and outcome.records:
-        draw_training(load_run(directory), outcome.records, splits["val"])
+        draw_training(load_run(directory, observer=observer), outcome.records, splits["val"])
         observer.note(f"pictures: curves.png and predictions.png in {directory}")
     return outcome
 

@@ -1,7 +1,7 @@
 """What a pixel's logits mean: the seam between a network and what it is trained for."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from ..config import Border, Labels
+from ..data.complaints import some_of
+from ..errors import InputError
 
 IGNORED = 255
 """Target of a pixel that does not count."""
@@ -53,6 +55,19 @@ class AbstractTask(eqx.Module):
     classes: eqx.AbstractVar[tuple[str, ...]]
     kind: eqx.AbstractVar[Labels]
     border: eqx.AbstractVar[Border]
+
+    def check(self, kind: Labels, classes: Sequence[str]) -> None:
+        """Raises InputError where a split's labels are not those that the task takes."""
+        if kind != self.kind:
+            raise InputError(
+                f'the labels are of kind "{kind}", the task takes "{self.kind}"; make the task '
+                f'with kind="{kind}"'
+            )
+        if kind == "classes" and len(classes) > len(self.classes):
+            raise InputError(
+                f"the labels have {len(classes)} classes ({some_of(classes)}), the task "
+                f"{len(self.classes)} ({some_of(self.classes)}); give the task all of them"
+            )
 
     @property
     def has_border(self) -> bool:

@@ -26,7 +26,7 @@ def to_arrays(trainer: Trainer, train_state: TrainState) -> dict[str, Shaped[Arr
     parts = {
         "model": named_leaves(model),
         "state": named_state(model, train_state.state),
-        "optimizer": named_leaves(_unravelled(train_state)),
+        "optimizer": named_leaves(_unravelled(train_state.trainable, train_state.opt_state)),
         "counts": {"step": train_state.step, "skipped": train_state.skipped},
     }
     return {
@@ -49,7 +49,9 @@ def from_arrays(
         )
     model = replace_leaves(trainer.model(train_state), select(arrays, "model"))
     state = replace_state(model, train_state.state, select(arrays, "state"))
-    moments = replace_leaves(_unravelled(train_state), select(arrays, "optimizer"))
+    moments = replace_leaves(
+        _unravelled(train_state.trainable, train_state.opt_state), select(arrays, "optimizer")
+    )
     counts = {name: jnp.asarray(leaf) for name, leaf in select(arrays, "counts").items()}
     trainable, frozen = eqx.partition(model, trainable_mask(model, trainer.config))
     opt_state = jax.tree.map(
@@ -63,9 +65,9 @@ def from_arrays(
 
 
 @eqx.filter_jit  # one program, instead of two for every trained leaf
-def _unravelled(train_state: TrainState) -> PyTree:
+def _unravelled(trainable: PyTree, opt_state: PyTree) -> PyTree:
     """The optimiser's state with trees like the trained leaves in place of its vectors of them."""
-    vector, unravel = ravel_pytree(train_state.trainable)
+    vector, unravel = ravel_pytree(trainable)
     return jax.tree.map(
-        lambda leaf: unravel(leaf) if leaf.shape == vector.shape else leaf, train_state.opt_state
+        lambda leaf: unravel(leaf) if leaf.shape == vector.shape else leaf, opt_state
     )

@@ -1,6 +1,7 @@
 """Checkpoints: named arrays in Orbax, with a digest of each, since Orbax reads a flipped bit back
 without a word."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ SCHEMA = 1
 BEST = "val/iou"
 """The metric by which the best checkpoint is chosen; higher is better."""
 
+_STEP = "step"  # kept beside the metrics
 _policies = ocp.training.preservation_policies
 _RELISTS = 20  # how often a reader starts over because the writer removed what it was reading
 _REMOVAL_SECONDS = 1.0  # that the removal of a checkpoint may take
@@ -37,36 +39,30 @@ class Writer:
     """Saves checkpoints into a directory, of which it keeps the latest three and the best one.
 
     There must be one at a time: it removes what an earlier writer left unfinished. It is a
-    context manager, which on leaving waits until everything is written.
+    context manager, which on leaving waits until everything is written; without it the last save
+    may be lost.
     """
 
     def __init__(self, directory: Path):
-        keep = [
-            _policies.LatestN(3),
-            _policies.BestN(
-                get_metric_fn=lambda metrics: metrics[BEST],
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-        self._checkpointer = ocp.training.Checkpointer(
-            str(directory.absolute()),
-            # Orbax declares the protocol with a stricter signature than its own policies have.
-            preservation_policy=_policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
-        )
+        self._directory = directory
+        # It alone hashes and writes, and has the Checkpointer, which is for one thread.
         self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._checkpointer: ocp.training.Checkpointer | None = None
         self._pending: Future[None] | None = None
+        self._thread.submit(self._open).result()
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
+        except UnavailableError:
+            if kind is None:  # otherwise what is under way says more
+                raise
         finally:
+            self._thread.submit(self._close)
             self._thread.shutdown()
-            self._checkpointer.close()
 
     def save(
         self,
@@ -92,14 +88,45 @@ class Writer:
     ) -> None:
         digests = {name: _digest(array) for name, array in arrays.items()}
         about: dict[str, Any] = {"schema": SCHEMA, "sha256": digests}
-        self._checkpointer.save(
-            step,
-            arrays,
-            force=True,  # whatever Orbax's own policy for saving
-            overwrite=True,
-            metrics=dict(metrics) if metrics else None,
-            custom_metadata=about,
+        with_step: dict[str, Any] | None = {**metrics, _STEP: step} if metrics else None
+        checkpointer = self._checkpointer or self._open()
+        try:
+            checkpointer.save(
+                step,
+                arrays,
+                force=True,  # whatever Orbax's own policy for saving
+                overwrite=True,
+                metrics=with_step,
+                custom_metadata=about,
+            )
+        except BaseException:
+            # It would raise this again at whatever is asked of it next.
+            with contextlib.suppress(OSError, ValueError):
+                self._close()
+            raise
+
+    def _open(self) -> ocp.training.Checkpointer:
+        keep = [
+            _policies.LatestN(3),
+            _policies.BestN(
+                # Of equals the first; Orbax only compares what this returns.
+                get_metric_fn=lambda metrics: (metrics[BEST], -metrics[_STEP]),  # pyright: ignore[reportArgumentType]
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        self._checkpointer = ocp.training.Checkpointer(
+            str(self._directory.absolute()),
+            # Orbax declares the protocol with a stricter signature than its own policies have.
+            preservation_policy=_policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
+            cleanup_tmp_directories=True,
         )
+        return self._checkpointer
+
+    def _close(self) -> None:
+        checkpointer, self._checkpointer = self._checkpointer, None
+        if checkpointer is not None:
+            checkpointer.close()
 
     def wait(self) -> None:
         """Waits until the last save is written; raises UnavailableError where that failed."""
@@ -110,7 +137,7 @@ class Writer:
             pending.result()
         except (OSError, ValueError) as error:  # TensorStore raises ValueError on a full disk
             raise UnavailableError(
-                f"{self._checkpointer.directory}: the checkpoint cannot be written ({error}); free "
+                f"{self._directory}: the checkpoint cannot be written ({error}); free "
                 "space, or name another --run"
             ) from error
 
@@ -160,7 +187,9 @@ def _restore(directory: Path, which: Literal["latest", "best"]) -> Restored | No
                     raise _RemovedMeanwhile from error
                 damaged.append(str(error))
             else:
-                return Restored(checkpoint.step, arrays, checkpoint.metrics or {}, damaged)
+                metrics = dict(checkpoint.metrics or {})
+                metrics.pop(_STEP, None)
+                return Restored(checkpoint.step, arrays, metrics, damaged)
     if damaged:
         raise IntegrityError(f"{directory}: every checkpoint is damaged ({'; '.join(damaged)})")
     return None

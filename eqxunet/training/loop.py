@@ -32,8 +32,11 @@ def fit(
     Arguments:
 
     - `until`: the step to end after instead.
+
+    Raises InputError where the split's labels are not those that the task takes.
     """
-    start, end = int(train_state.step), until or trainer.total_steps
+    trainer.task.check(split.kind, split.classes)
+    start, end = int(train_state.step), trainer.total_steps if until is None else until
     if start >= end:
         return
     stream = batches(split, trainer.config.batch_size, seed=int(trainer.seed), start=start)

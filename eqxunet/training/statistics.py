@@ -20,17 +20,21 @@ def precise_statistics(
     Running statistics that training leaves are those of earlier weights: at momentum 0.99, of
     hundreds of steps, and of their start at 0 and 1 in a short run (Wu, Johnson, "Rethinking
     'Batch' in BatchNorm", 2021). Here every batch is normalised by its own statistics, as in
-    training, and these are joined: the mean of the means, and the variance of all pixels.
+    training, and these are joined: the mean of the means, and the variance of all pixels, of
+    batches that count alike.
 
     Arguments:
 
     - `model`: in training mode. A layer in inference mode keeps its statistics.
     - `state`: may be used further.
-    - `batches`: of images as training sees them, augmented where it augments.
+    - `batches`: of images as training sees them, augmented where it augments; of
+      one size, and one at least.
     """
     norms = [norm for norm in _norms(model) if not norm.inference]
     last = jax.tree.map(_without_momentum, model, is_leaf=_is_norm)
     of_batches = jax.device_get([_batch_statistics(last, state, images) for images in batches])
+    if not of_batches:
+        raise ValueError("statistics are taken of one batch or more, and there was none")
     joined = []
     for statistics in zip(*of_batches, strict=True):
         mean, var = (np.stack([each[name] for each in statistics]) for name in ("mean", "var"))
