@@ -294,7 +294,14 @@ def test_a_run_killed_by_a_signal_resumes_to_the_same_end(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["train", "--encoder", "vgg"], 2, "vgg"),
+        (
+            ["train", "--encoder", "resnet18"],
+            2,
+            "Error: Invalid value for '--encoder': 'resnet18' is "
+            "not one of 'scratch', 'resnet10'. Did you mean 'resnet10'?",
+        ),
+        (["train", "--data", "Synthetik"], 2, "did you mean `synthetic`?"),
+        (["train", "--epochs", "2", "--steps", "9"], 2, "give one of them"),
         (["train", "--data", "no/such/folder"], 2, "no/such/folder"),
         (["train", "--data", "synthetic", "--batch-size", "0"], 2, "batch-size"),
         (["train", "--data", "synthetic", "--limit", "4"], 2, "--batch-size 4"),
@@ -356,6 +363,13 @@ def test_help_is_quick():
         for command in ("train", "eval", "data", "weights"):
             assert command in stdout
     assert min(times) < 1
+
+
+def test_help_gives_options_whole_on_80_columns(trained):
+    code, stdout, _ = run(trained, "train", "--help")
+    assert code == 0 and max(map(len, stdout.splitlines())) <= 80
+    for option in ("--encoder <scratch|resnet10>", "--encoder-lr-scale", "--no-freeze-encoder"):
+        assert option in stdout
 
 
 def test_a_run_that_cannot_start_leaves_everything_as_it_was(trained):

@@ -108,7 +108,8 @@ def test_predictions_of_arrays_files_and_floats_agree(both, tmp_path):
     Image.fromarray(image).save(tmp_path / "x.png")
     probability = eu.predict(run, image)
     assert probability.shape == (20, 30) and probability.dtype == np.float32
-    for other in (tmp_path / "x.png", str(tmp_path / "x.png"), image / 255.0):
+    others = (tmp_path / "x.png", str(tmp_path / "x.png"), image / 255.0, Image.fromarray(image))
+    for other in others:
         np.testing.assert_array_equal(eu.predict(run, other), probability)
     np.testing.assert_array_equal(eu.predict(run.model, run.state, image), probability)
     grey = image[..., 0]

@@ -1,7 +1,9 @@
 """The command line. Each command imports what it needs when it runs, so `--help` is instant."""
 
+import difflib
 import os
 import platform
+import re
 import signal
 import sys
 from typing import Annotated
@@ -34,6 +36,10 @@ _OTHER_NAMES = {
     "--output": "--out",
 }
 
+# Typer's error about a value that is not one of several.
+_CHOICE = re.compile(r"(?:Value error, )?('(.*)' is not one of (.*)\.)")
+_WORD = re.compile(r"'(.*?)'")
+
 
 class _Group(TyperGroup):
     """Turns errors that have a way out into one or two lines and their exit code."""
@@ -62,6 +68,10 @@ class _Group(TyperGroup):
             errors.print(f"[red]error:[/] {escape(message)}")
             raise typer.Exit(code) from None
         except Exception as error:
+            if choice := _CHOICE.fullmatch(getattr(error, "message", "")):
+                close = difflib.get_close_matches(choice[2].lower(), _WORD.findall(choice[3]), n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                error.message = choice[1] + hint  # pyright: ignore[reportAttributeAccessIssue]
             # Typer's error about an unknown option proposes names that are spelt alike.
             if other := _OTHER_NAMES.get(getattr(error, "option_name", "")):
                 error.possibilities = [other]  # pyright: ignore[reportAttributeAccessIssue]
@@ -101,6 +111,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose tables cut the names of options at 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -40,7 +40,7 @@ def prepare(
     ] = None,
     data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps its datasets.")] = DATA_DIR,
 ) -> None:
-    """Downloads Oxford-IIIT Pet, or takes its archives, and prepares it for training."""
+    """Prepares Oxford-IIIT Pet, downloaded or from its archives."""
     from ..runs.splits import prepare_oxford
     from .observer import Terminal
 
@@ -56,7 +56,7 @@ def check(
     task: _Task = "binary",
     labels: _Labels = None,
 ) -> None:
-    """Decodes every image and mask of a folder; says what cannot be used, and what masks hold."""
+    """Says what a folder's masks hold, and what cannot be used."""
     from ..data.check import check_folder
     from ..data.folder import open_folder
     from ..data.source import label_kind
@@ -99,7 +99,7 @@ def show(
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the file where it exists.")] = False,
 ) -> None:
-    """Draws a contact sheet of images with the outlines of their labels."""
+    """Draws images with the outlines of their labels."""
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists; name another file, or add --overwrite")
     if out.suffix.lower() != ".png":
@@ -140,7 +140,7 @@ def cache(
         ),
     ] = None,
 ) -> None:
-    """Lists the images that were decoded before and are kept for the next run; removes them."""
+    """Lists or removes the decoded images that are kept."""
     from ..data.cache import default_cache_dir
     from ..data.entries import list_entries, remove_entries
 

@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace other scores in --out.")] = False,
 ) -> None:
-    """Scores a run's best checkpoint: IoU and Dice, per image and pooled."""
+    """Scores a run's best checkpoint by IoU and Dice."""
     with stage("loading JAX and the run"):
         from .. import runs
         from .observer import Terminal
@@ -48,11 +48,11 @@ def evaluate(
 
 
 def _print(metrics: dict[str, Any]) -> None:
+    threshold = f"threshold {metrics['threshold']}, " if metrics["task"] == "binary" else ""
     console.print(
         f"{display(Path(metrics['run']))}: {metrics['encoder']}, {metrics['task']}, on "
         f"{metrics['count']} {metrics['split']} images of {metrics['data']}, "
-        f"{metrics['size']} x {metrics['size']}, threshold {metrics['threshold']}, "
-        f"step {metrics['step']}",
+        f"{metrics['size']} x {metrics['size']}, {threshold}step {metrics['step']}",
         markup=False,
         soft_wrap=True,
     )

@@ -58,7 +58,7 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many steps, instead of --epochs.")
     ] = TrainConfig.steps,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = TrainConfig.lr,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = TrainConfig.lr,
     schedule: Annotated[
         Schedule, typer.Option(help="cosine warms up first.")
     ] = TrainConfig.schedule,
@@ -66,13 +66,13 @@ def train(
         float, typer.Option(min=0, help="Of AdamW; 0 makes it Adam.")
     ] = TrainConfig.weight_decay,
     clip_norm: Annotated[
-        float | None, typer.Option(min=0, help="Largest norm of the gradient.")
+        float | None, typer.Option(help="Largest norm of the gradient.")
     ] = TrainConfig.clip_norm,
     freeze_encoder: Annotated[
         bool, typer.Option(help="Train the resnet10 model's decoder only.")
     ] = TrainConfig.freeze_encoder,
     encoder_lr_scale: Annotated[
-        float, typer.Option(min=0, help="Factor on the encoder's learning rate.")
+        float, typer.Option(help="Factor on the encoder's learning rate.")
     ] = TrainConfig.encoder_lr_scale,
     augment: Annotated[bool, typer.Option(help="Flip, crop, recolour.")] = TrainConfig.augment,
     border: Annotated[
@@ -105,7 +105,7 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Delete what --run holds.")] = False,
 ) -> None:
-    """Trains a model and keeps its latest and best checkpoints."""
+    """Trains a model; keeps its best checkpoint."""
     with stage("loading JAX"):
         from ..runs import RUNS, RunConfig, best_of, run_training
         from .observer import Terminal

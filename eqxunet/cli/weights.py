@@ -22,7 +22,7 @@ def download(
     ] = None,
     directory: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("weights"),
 ) -> None:
-    """Fetches SERL's release, going on where an earlier attempt stopped, and verifies it."""
+    """Fetches and verifies SERL's release; resumes."""
     from ..weights import RELEASE, fetch_release
 
     with progress_bar("downloading", unit="bytes") as progress:
@@ -34,7 +34,7 @@ def download(
 
 @weights_app.command()
 def verify(file: File) -> None:
-    """Compares a file with the release by size and sha256, before anything in it is read."""
+    """Compares a file with SERL's release by its sha256."""
     from ..weights import read_serl
     from ..weights import verify as verify_release
 
@@ -50,7 +50,7 @@ def convert(
     file: Annotated[Path, typer.Argument(help="SERL's pickle, or one of the same arrays.")],
     out: Annotated[Path, typer.Argument(help="A new file, FILE.safetensors.")],
 ) -> None:
-    """Rewrites the pickle as safetensors, which any library loads and none executes."""
+    """Rewrites the pickle as safetensors."""
     from ..weights.convert import convert as convert_file
 
     source = convert_file(file, out)
@@ -63,7 +63,7 @@ def convert(
 
 @weights_app.command()
 def show(file: File) -> None:
-    """Lists the arrays of a file with shape, norm and sha256."""
+    """Lists a file's arrays."""
     import hashlib
 
     import numpy as np

@@ -61,11 +61,14 @@ def _check_classes(
             f"{len(classes)} classes ({some_of(classes)}); name every class, or set pixels that "
             f"have none to {UNLABELLED}"
         )
-    if split == "train" and len(summary.values.keys() - {str(UNLABELLED)}) < 2:
-        raise InputError(
+    if len(summary.values.keys() - {str(UNLABELLED)}) < 2:
+        told = (
             f"{masks} hold one class at most (values: {some_of(_in_order(summary.values))}), where "
-            f"a value is {MEANINGS['classes']}; there is nothing to tell apart"
+            f"a value is {MEANINGS['classes']}"
         )
+        if split == "train":
+            raise InputError(f"{told}; there is nothing to tell apart")
+        return [f"{told}, so their scores say little"]
     return _absent(summary, masks, classes) if split in ("train", "all") else []
 
 

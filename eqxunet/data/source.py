@@ -1,5 +1,6 @@
 """The choice behind `--data`, `--task` and `--labels`: which source, and what its labels are."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,8 +69,10 @@ def _kinds(data: str) -> dict[TaskName, tuple[Labels, ...]]:
         return {"binary": ("trimap",), "semantic": ("species", "trimap")}
     root = Path(data).expanduser()
     if not root.is_dir():
+        close = difflib.get_close_matches(root.name.lower(), DATASETS, n=1)
+        hint = f"did you mean `{close[0]}`? " if close else ""
         raise InputError(
-            f"{data}: not a folder; give a folder, `synthetic`, or `oxford_iiit_pet` as data"
+            f"{data}: not a folder; {hint}give a folder, `synthetic`, or `oxford_iiit_pet` as data"
         )
     if is_oxford(root):
         return {"binary": ("trimap",), "semantic": ("species", "trimap")}

@@ -14,7 +14,9 @@ from ..data.decoding import read_image, resize_image
 from ..errors import InputError
 from ..models import UNet, batched, fold
 
-Picture = Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | str | os.PathLike[str]
+Picture = (
+    Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | Image.Image | str | os.PathLike[str]
+)
 
 
 @eqx.filter_jit
@@ -56,13 +58,15 @@ def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
 
     Arguments:
 
-    - `image`: a file, or pixels: RGB, RGBA (transparency is dropped) or grey, of 8 bits or as
-      floating point in [0, 1].
+    - `image`: a file, a Pillow image, or pixels: RGB, RGBA (transparency is dropped) or grey, of
+      8 bits or as floating point in [0, 1].
 
     Raises InputError for a file that is no image, ValueError for other pixels.
     """
     if isinstance(image, str | os.PathLike):
         return _read_file(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
     pixels = np.asarray(image)
     if np.issubdtype(pixels.dtype, np.floating):
         if not (pixels.size and pixels.min() >= 0 and pixels.max() <= 1):

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ..data.sheet import edges
 
@@ -34,6 +35,7 @@ def save_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name in names:
             axes.plot(epochs, [r[name] for r in records], label=name, marker=marker)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     loss.set_title("loss")
@@ -78,9 +80,11 @@ def save_predictions(
         panels = {
             "image": image,
             "truth": palette[target],
-            "prediction": _outlined(_over(palette, prediction, image, colour_share), prediction),
+            "prediction": _over(palette, prediction, image, colour_share),
             "errors": errors_in(image, target, prediction, is_binary=is_binary),
         }
+        if is_binary:  # of several classes the colours tell, and outlines hide small ones
+            panels["prediction"] = _outlined(panels["prediction"], prediction)
         for row, title in enumerate(rows):
             if title == "probability" and probabilities is not None:
                 grid[row, column].imshow(probabilities[column], cmap="gray", vmin=0, vmax=1)

@@ -106,8 +106,8 @@ def predict(model: Run | UNet, *rest: Any) -> Probabilities:
 
     Arguments:
 
-    - `image`: a file, or pixels: RGB, RGBA (transparency is dropped) or grey, of 8 bits or as
-      floating point in [0, 1].
+    - `image`: a file, a Pillow image, or pixels: RGB, RGBA (transparency is dropped) or grey, of
+      8 bits or as floating point in [0, 1].
 
     Raises InputError for a file that is no image, ValueError for other pixels.
     """

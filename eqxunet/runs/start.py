@@ -6,8 +6,7 @@ from typing import Any
 
 import equinox as eqx
 
-from ..data.complaints import some_of
-from ..errors import InputError, IntegrityError
+from ..errors import InputError
 from ..models import UNet, load_resnet10
 from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state
 from ..weights import identify, resolve_weights
@@ -40,7 +39,7 @@ def with_weights(
 
 
 def from_run(
-    model: UNet, state: eqx.nn.State, start: Path, observer: Observer
+    model: UNet, state: eqx.nn.State, config: RunConfig, start: Path, observer: Observer
 ) -> tuple[UNet, eqx.nn.State]:
     """The model with the weights of another run's best checkpoint.
 
@@ -49,21 +48,21 @@ def from_run(
     Raises InputError where the other run's model is not like this one, and what `load_run` raises.
     """
     run = load_run(start, observer=observer)
+    for field in ("encoder", "channels", "stage_sizes"):
+        theirs, ours = (getattr(c.model, field) for c in (run.config, config))
+        if theirs != ours:
+            raise InputError(
+                f"{start}: its model is another one: {field} is {theirs} there and {ours} here; "
+                "choose the same"
+            )
     leaves: dict[str, Any] = dict(named_leaves(run.model))
     wanted = named_leaves(model)
-    if differing := sorted(leaves.keys() ^ wanted.keys()):
-        raise InputError(
-            f"{start}: its model is another one; only one of the two has {some_of(differing)}"
-        )
     head = {name for name in wanted if name.startswith("head.")}
     same_head = all(leaves[name].shape == wanted[name].shape for name in head)
     kept = {name: leaf for name, leaf in leaves.items() if same_head or name not in head}
-    try:
-        model = replace_leaves(model, kept)
-        statistics: dict[str, Any] = dict(named_state(run.model, run.state))
-        state = replace_state(model, state, statistics)
-    except IntegrityError as error:
-        raise InputError(f"{start}: its model is another one ({error})") from error
+    model = replace_leaves(model, kept)
+    statistics: dict[str, Any] = dict(named_state(run.model, run.state))
+    state = replace_state(model, state, statistics)
     observer.note(
         f"starting from {run}" + ("" if same_head else "; its head has other outputs and is new")
     )

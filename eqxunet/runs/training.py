@@ -132,7 +132,7 @@ def _train(config: RunConfig, directory: Path, observer: Observer, *, resume: bo
         if weights is not None:
             model, config = with_weights(model, config, weights, observer)
         if config.start and not resume:
-            model, state = from_run(model, state, Path(config.start), observer)
+            model, state = from_run(model, state, config, Path(config.start), observer)
         trainer, train_state = eqx.filter_jit(initialise)(
             model, state, config.train, task, total_steps
         )
