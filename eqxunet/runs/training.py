@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 
 from ..config import TrainConfig
-from ..data import label_kind
+from ..data import Split, label_kind
 from ..data.batches import steps_per_epoch
 from ..errors import InputError
 from ..models import build
@@ -106,7 +106,12 @@ def run_training(
         with locked(chosen):
             if not resume:
                 check_directory(chosen, overwrite=overwrite)
-            return _train(config, chosen, observer, resume=resume)
+            outcome, val_split = _train(config, chosen, observer, resume=resume)
+            if outcome.is_finished and outcome.records:
+                # Here, where the memory that training took is free again.
+                draw_training(load_run(chosen, observer=observer), outcome.records, val_split)
+                observer.note(f"pictures: curves.png and predictions.png in {chosen}")
+            return outcome
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -117,7 +122,10 @@ def run_training(
         ) from error
 
 
-def _train(config: RunConfig, directory: Path, observer: Observer, *, resume: bool) -> Outcome:
+def _train(
+    config: RunConfig, directory: Path, observer: Observer, *, resume: bool
+) -> tuple[Outcome, Split]:
+    """Trains; returns how that ended, and the validation split."""
     weights = None if resume else weights_file(config, observer)
     splits = load_splits(config, observer)
     config = with_identity(config, splits, directory)
@@ -163,10 +171,7 @@ def _train(config: RunConfig, directory: Path, observer: Observer, *, resume: bo
             records,
             observer,
         )
-    if outcome.is_finished and outcome.records:
-        draw_training(load_run(directory, observer=observer), outcome.records, splits["val"])
-        observer.note(f"pictures: curves.png and predictions.png in {directory}")
-    return outcome
+    return outcome, splits["val"]
 
 
 def _resumed(
