@@ -109,8 +109,8 @@ class Writer:
         keep = [
             _policies.LatestN(3),
             _policies.BestN(
-                # Of equals the first; Orbax only compares what this returns. Saves of before have no
-                # step among their metrics.
+                # Of equals the first; Orbax only compares what this returns. Saves of earlier
+                # versions have no step among their metrics.
                 get_metric_fn=lambda metrics: (metrics[BEST], -metrics.get(_STEP, 0)),  # pyright: ignore[reportArgumentType]
                 n=1,
                 keep_checkpoints_without_metrics=False,
