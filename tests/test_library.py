@@ -14,8 +14,10 @@ from pictures import write_plain
 from PIL import Image
 
 import eqxunet as eu
+from eqxunet.cli.train import _configured as options_of_train
 from eqxunet.errors import InputError
 from eqxunet.evaluation import score
+from eqxunet.models.layers import BatchNorm
 from eqxunet.models.leaves import named_leaves, named_state
 from eqxunet.training import restore
 
@@ -182,6 +184,11 @@ def test_a_run_starts_from_another_ones_weights(both, tmp_path):
     assert semantic.model.head.kernel.shape[-1] == 3
     with pytest.warns(UserWarning, match="flatter"):
         assert eu.evaluate(semantic, "train")["classes"] == ["background", "cat", "dog"]
+    with pytest.raises(InputError, match=r"no threshold .* leave out 0.3"):
+        eu.evaluate(semantic, threshold=0.3)
+    task = dataclasses.replace(semantic.task, classes=("background", "dog", "cat"))
+    with pytest.raises(InputError, match="class 1 is cat there and dog here"):
+        eu.evaluate(dataclasses.replace(semantic, task=task), out=tmp_path / "scores")
 
 
 def test_options_that_differ_are_named_when_resuming(both):
@@ -266,13 +273,35 @@ def test_labels_of_another_kind_are_refused():
         score(model, state, split, eu.Binary("mask"))
 
 
+class Normed(eu.AbstractEncoder):
+    """With a BatchNorm that `fold` knows nothing of."""
+
+    norm: BatchNorm
+    in_channels: int = 3
+    channels: tuple[int, ...] = (3, 3)
+    strides: tuple[int, ...] = (1, 2)
+    has_pretrained_weights = False
+
+    def __call__(self, image, state):
+        x, state = self.norm(image, state)
+        return (x, x[::2, ::2]), state
+
+
 def test_a_model_is_scored_in_inference_mode():
-    """Whatever mode it is in; otherwise the last batch's padding would have a part in it."""
+    """Whatever mode it is in; otherwise a batch's other images would have a part in it."""
     split = eu.load_split("synthetic", "train", size=16, limit=4)
-    model, state = eu.build(eu.ModelConfig(channels=(4, 8), size=16), key=jax.random.key(0))
+    key = jax.random.key(0)
+    model, state = eqx.nn.make_with_state(lambda: eu.UNet(Normed(BatchNorm(3)), size=16, key=key))()
     modes = (model, eqx.nn.inference_mode(model))
     losses = [score(mode, state, split, eu.Binary(split.kind)).losses for mode in modes]
     np.testing.assert_array_equal(*losses)
+
+
+def test_epochs_take_the_place_of_a_resumed_runs_steps():
+    before = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=6))
+    given = options_of_train(before, {"epochs": 9})
+    assert (given.train.steps, given.train.epochs) == (None, 9)
+    assert before.extended(given).train.steps is None
 
 
 def test_public_names_are_documented_and_typed():

@@ -32,7 +32,8 @@ def evaluate(
         from .. import runs
         from .observer import Terminal
 
-        loaded = runs.load_run(run, observer=Terminal())
+        terminal = Terminal()
+        loaded = runs.load_run(run, observer=terminal)
     metrics = runs.evaluate(
         loaded,
         split,
@@ -42,7 +43,7 @@ def evaluate(
         limit=limit,
         out=out,
         overwrite=overwrite,
-        observer=Terminal(),
+        observer=terminal,
     )
     _print(metrics)
 

@@ -99,8 +99,8 @@ class Writer:
                 metrics=with_step,
                 custom_metadata=about,
             )
-        except BaseException:
-            # It would raise this again at whatever is asked of it next.
+        except Exception:
+            # Orbax would raise this again at whatever is asked of it next.
             with contextlib.suppress(OSError, ValueError):
                 self._close()
             raise

@@ -39,7 +39,7 @@ def precise_statistics(
     for statistics in zip(*of_batches, strict=True):
         mean, var = (np.stack([each[name] for each in statistics]) for name in ("mean", "var"))
         joined.append({"mean": mean.mean(0), "var": var.mean(0) + mean.var(0)})
-    return _with(state, norms, joined)
+    return _with_statistics(state, norms, joined)
 
 
 @eqx.filter_jit
@@ -50,12 +50,12 @@ def _batch_statistics(
     norms = [norm for norm in _norms(model) if not norm.inference]
     # Whatever they were, infinite perhaps, has no part in it.
     zeros = [jax.tree.map(jnp.zeros_like, state.get(norm.running)) for norm in norms]
-    _, state = batched(model)(images, _with(state, norms, zeros))
+    _, state = batched(model)(images, _with_statistics(state, norms, zeros))
     return [state.get(norm.running) for norm in norms]
 
 
 @eqx.filter_jit  # one program, since a State is checked anew at each `set`
-def _with(
+def _with_statistics(
     state: eqx.nn.State, norms: list[BatchNorm], statistics: list[dict[str, Array]]
 ) -> eqx.nn.State:
     for norm, values in zip(norms, statistics, strict=True):
