@@ -19,7 +19,7 @@ from eqxunet.errors import InputError
 from eqxunet.evaluation import score
 from eqxunet.models.layers import BatchNorm
 from eqxunet.models.leaves import named_leaves, named_state
-from eqxunet.training import restore
+from eqxunet.training.checkpoint import restore
 
 ROOT = Path(__file__).parents[1]
 SIZE, LIMIT = 32, 24

@@ -1,5 +1,6 @@
 """What a trained model predicts, and what that scores."""
 
+from .predictor import Predictor as Predictor
 from .predictor import as_rgb as as_rgb
 from .predictor import forward as forward
 from .predictor import predict as predict

@@ -13,6 +13,7 @@ from ..data.augment import to_float
 from ..data.decoding import read_image, resize_image
 from ..errors import InputError
 from ..models import UNet, batched, fold
+from ..tasks import AbstractTask
 
 Picture = (
     Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | Image.Image | str | os.PathLike[str]
@@ -28,6 +29,62 @@ def forward(
     return batched(model)(images, state)[0].astype(jnp.float32)
 
 
+class Predictor(eqx.Module):
+    """A model's way from images to logits, the same for scores, reports and files.
+
+    - `batch_size`: images that are computed at a time; the last batch is padded to it.
+    - `temperature`: divides the logits before they become probabilities (Guo et al., "On
+      Calibration of Modern Neural Networks", 2017).
+    """
+
+    model: UNet
+    state: eqx.nn.State
+    task: AbstractTask
+    batch_size: int = eqx.field(static=True, default=16)
+    temperature: float = 1.0
+
+    def forward(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
+        """Logits of one batch, at its size; may be traced."""
+        return forward(self.model, self.state, images)
+
+    def logits(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w k"]:
+        """Logits of images of one size, at that size."""
+        batches = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
+            batches.append(np.asarray(self.forward(to_float(np.pad(batch, padding))))[: len(batch)])
+        return np.concatenate(batches)
+
+    def logits_at_own_size(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+        """Logits of an image that is resized to the model's size, resized back to its own."""
+        small = resize_image(image, self.model.size)[None]
+        return resize_logits(np.asarray(self.forward(to_float(small)))[0], image.shape[:2])
+
+    def probability(self, logits: Float[Array | np.ndarray, "*b h w k"]) -> Float[Array, "..."]:
+        """Of each class; of foreground alone, without an axis for it, where that is all."""
+        return self.task.probability(jnp.asarray(logits) / self.temperature)
+
+    def prediction(
+        self, logits: Float[Array | np.ndarray, "*b h w k"], threshold: float = 0.5
+    ) -> UInt8[Array, "*b h w"]:
+        """The class of each pixel."""
+        return self.task.prediction(jnp.asarray(logits) / self.temperature, threshold)
+
+
+def resize_logits(
+    logits: Float[np.ndarray, "h w k"], size: tuple[int, int]
+) -> Float[np.ndarray, "..."]:
+    """Resizes logits bilinearly to a height and a width."""
+    # Pillow, since jax.image.resize would compile anew for every size of image.
+    height, width = size
+    channels = [
+        Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR)
+        for channel in np.moveaxis(logits, -1, 0).copy()
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
 def predict(
     model: UNet, state: eqx.nn.State, image: Picture
 ) -> Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]:
@@ -41,16 +98,9 @@ def predict(
     - `image`: as `as_rgb` takes it.
     """
     pixels = as_rgb(image)
-    h, w, _ = pixels.shape
-    logits = np.asarray(forward(model, state, to_float(resize_image(pixels, model.size)[None]))[0])
-    # Pillow, since jax.image.resize would compile anew for every size of image.
-    large = [
-        Image.fromarray(channel).resize((w, h), Image.Resampling.BILINEAR)
-        for channel in np.moveaxis(logits, -1, 0).copy()
-    ]
-    if len(large) == 1:
-        return expit(np.asarray(large[0]))
-    return softmax(np.stack([np.asarray(channel) for channel in large], axis=-1), axis=-1)
+    small = to_float(resize_image(pixels, model.size)[None])
+    logits = resize_logits(np.asarray(forward(model, state, small))[0], pixels.shape[:2])
+    return expit(logits[..., 0]) if logits.shape[-1] == 1 else softmax(logits, axis=-1)
 
 
 def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:

@@ -16,16 +16,15 @@ from ..data.batches import steps_per_epoch
 from ..errors import DivergedError
 from ..evaluation import baseline, score
 from ..training import (
-    BEST,
     StepMetrics,
     Trainer,
     TrainState,
-    Writer,
     fit,
     learning_rate,
     with_precise_statistics,
 )
 from ..training.arrays import to_arrays
+from ..training.checkpoint import BEST, Writer
 from .directory import append_metrics
 from .observer import Observer
 

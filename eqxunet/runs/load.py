@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError, IntegrityError
-from ..evaluation import predictor
+from ..evaluation import Predictor, predictor
 from ..models import UNet, build
 from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
 from ..tasks import AbstractTask
-from ..training import Restored, restore
+from ..training.checkpoint import Restored, restore
 from .config import RunConfig
 from .directory import RUNS
 from .observer import Observer
@@ -36,6 +36,10 @@ class Run:
     task: AbstractTask
     step: int
     directory: Path
+
+    def predictor(self, *, batch_size: int = 16) -> Predictor:
+        """Its way from images to logits."""
+        return Predictor(self.model, self.state, self.task, batch_size)
 
     def __repr__(self) -> str:
         return (

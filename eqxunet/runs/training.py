@@ -14,8 +14,9 @@ from ..data import Split, label_kind
 from ..data.batches import steps_per_epoch
 from ..errors import InputError
 from ..models import build
-from ..training import Trainer, TrainState, Writer, initialise, restore
+from ..training import Trainer, TrainState, initialise
 from ..training.arrays import from_arrays
+from ..training.checkpoint import Writer, restore
 from .config import RunConfig
 from .directory import (
     RUNS,
