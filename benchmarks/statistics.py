@@ -17,7 +17,7 @@ import eqxunet as eu
 from eqxunet.data import Split, load_split
 from eqxunet.data.augment import to_float
 from eqxunet.data.batches import steps_per_epoch
-from eqxunet.evaluation import score
+from eqxunet.evaluation import Predictor, score
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _iou(model: eu.UNet, state: eqx.nn.State, split: Split, task: eu.Binary) -> float:
-    return float(np.mean(score(model, state, split, task).iou))
+    return float(np.mean(score(Predictor(model, state, task), split).iou))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ class ModelConfig:
     size: int = 128
 
     def __post_init__(self):
-        _require_choice(self, "encoder", Encoder)
+        require_choice("encoder", self.encoder, Encoder)
+        for name in ("channels", "stage_sizes"):
+            _plain(self, name, getattr(self, name))
         are_levels = _are_whole(self.channels) and len(self.channels) >= 2
         _require(self, "channels", are_levels, "a tuple of two or more whole numbers from 1 up")
         are_stages = _are_whole(self.stage_sizes) and len(self.stage_sizes) == 4
@@ -121,9 +124,9 @@ class TrainConfig:
     max_skipped: int = 5
 
     def __post_init__(self):
-        _require_choice(self, "schedule", Schedule)
-        _require_choice(self, "border", Border)
-        _require_choice(self, "precision", Precision)
+        choices = {"schedule": Schedule, "border": Border, "precision": Precision}
+        for name, possible in choices.items():
+            require_choice(name, getattr(self, name), possible)
         for name in ("batch_size", "epochs", "steps", "accumulate", "patience", "max_skipped"):
             _require_whole(self, name, least=1)
         _require_whole(self, "seed", least=0, most=2**31 - 1)
@@ -143,6 +146,17 @@ class TrainConfig:
             )
 
 
+def require_choice(name: str, value: object, choices: Any) -> None:
+    """Raises InputError where a value is none of a Literal's, with the one that may be meant."""
+    possible = get_args(choices)
+    if value not in possible:
+        close = difflib.get_close_matches(str(value).lower(), possible, n=1)
+        hint = f"{close[0]!r}, if that is what was meant, or " if close else ""
+        raise InputError(
+            f"{name}={value!r} is not possible; give {hint}one of {', '.join(map(repr, possible))}"
+        )
+
+
 def _require(config: Any, name: str, is_possible: bool, possible: str) -> None:
     if not is_possible:
         raise InputError(
@@ -151,15 +165,8 @@ def _require(config: Any, name: str, is_possible: bool, possible: str) -> None:
         )
 
 
-def _require_choice(config: Any, name: str, choices: Any) -> None:
-    value, possible = getattr(config, name), get_args(choices)
-    close = difflib.get_close_matches(str(value).lower(), possible, n=1)
-    hint = f"{close[0]!r}, if that is what was meant, or " if close else ""
-    _require(config, name, value in possible, f"{hint}one of {', '.join(map(repr, possible))}")
-
-
 def _require_whole(config: Any, name: str, *, least: int, most: int | None = None) -> None:
-    value = getattr(config, name)
+    value = _plain(config, name, getattr(config, name))
     is_possible = _is_whole(value, least) or value is _default(config, name) is None
     range_ = f"from {least} up" if most is None else f"from {least} to {most}"
     is_possible &= most is None or value <= most
@@ -169,14 +176,34 @@ def _require_whole(config: Any, name: str, *, least: int, most: int | None = Non
 def _require_number(
     config: Any, name: str, is_within: Callable[[float], bool], range_: str
 ) -> None:
-    value = getattr(config, name)
+    value = _plain(config, name, getattr(config, name))
     is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_number &= not isinstance(value, bool)
     is_possible = is_within(value) if is_number else value is _default(config, name) is None
     _require(config, name, is_possible, f"a number {range_}")
 
 
+def _plain(config: Any, name: str, value: Any) -> Any:
+    """Puts Python's own numbers and tuples in place of NumPy's and of lists."""
+    match value:
+        case list() | tuple():
+            value = tuple(_number(part) for part in value)
+        case _:
+            value = _number(value)
+    object.__setattr__(config, name, value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
 def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _are_whole(values: object) -> bool:

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from eqxunet import predict
+from eqxunet import load_split, metrics, predict
 from eqxunet.data.cache import Split
-from eqxunet.evaluation import per_image, score, summarise
+from eqxunet.data.folder import open_folder
+from eqxunet.evaluation import Predictor, per_image, score, score_at_own_size, summarise
+from eqxunet.evaluation.summary import groups_of
 from eqxunet.models import AbstractEncoder, UNet
 from eqxunet.tasks import Binary
 from eqxunet.tasks.metrics import Counts
@@ -50,7 +53,7 @@ def split(count=7, size=8):
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 def test_scores_equal_sums_over_each_image(model, threshold):
     arrays = split()
-    scores = score(*model, arrays, Binary("trimap", "ignore"), batch_size=3, threshold=threshold)
+    scores = score(Predictor(*model, Binary("trimap", "ignore"), 3), arrays, threshold=threshold)
     pred = arrays.images[..., 0] / 255 >= threshold
     for border, mask, counted in (
         ("foreground", arrays.labels != 2, arrays.labels > 0),
@@ -75,14 +78,14 @@ def test_scores_equal_sums_over_each_image(model, threshold):
 
 def test_the_batch_size_does_not_matter(model):
     arrays = split()
-    one, whole = (score(*model, arrays, BINARY, batch_size=size) for size in (1, 7))
+    one, whole = (score(Predictor(*model, BINARY, size), arrays) for size in (1, 7))
     assert eqx.tree_equal(one.by_border, whole.by_border)
     np.testing.assert_allclose(one.losses, whole.losses, rtol=1e-6)
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says(model):
     """Of intervals from 200 normal samples of 100, about 95% cover the true mean."""
-    from eqxunet.evaluation.scoring import _mean_with_interval
+    from eqxunet.evaluation.summary import _mean_with_interval
 
     covered = 0
     for _ in range(200):
@@ -92,12 +95,12 @@ def test_the_interval_covers_the_mean_as_often_as_it_says(model):
 
 
 def test_one_image_has_no_interval(model):
-    assert summarise(score(*model, split(1), BINARY))["iou"]["ci95"] is None
+    assert summarise(score(Predictor(*model, BINARY), split(1)))["iou"]["ci95"] is None
 
 
 def test_rows_per_image(model):
     arrays = split()
-    scores = score(*model, arrays, BINARY)
+    scores = score(Predictor(*model, BINARY), arrays)
     rows = per_image(scores)
     assert [row["name"] for row in rows] == list(arrays.names)
     assert list(rows[0])[:7] == ["name", "iou", "dice", "tp", "fp", "fn", "tn"]
@@ -108,7 +111,7 @@ def test_rows_per_image(model):
 
 def test_progress_ends_at_all_images(model):
     calls = []
-    score(*model, split(), BINARY, batch_size=3, progress=lambda *call: calls.append(call))
+    score(Predictor(*model, BINARY, 3), split(), progress=lambda *call: calls.append(call))
     assert calls == [(3, 7), (6, 7), (7, 7)]
 
 
@@ -138,3 +141,92 @@ def test_models_in_training_mode_are_refused_outside_a_batch():
         RuntimeError, match=r"batched\(model\).*axis_name=\"batch\".*inference_mode"
     ):
         model(jnp.zeros((8, 8, 3)), state)
+
+
+def disc(size, y, x, r):
+    rows, columns = np.mgrid[:size, :size]
+    return ((rows - y) ** 2 + (columns - x) ** 2 <= r**2).astype(np.uint8)
+
+
+def painted(masks, predicted, names=None):
+    """Images whose red is the probability of what is to be predicted."""
+    images = np.zeros((*masks.shape, 3), np.uint8)
+    images[..., 0] = np.where(predicted, 250, 5)
+    return Split(images, masks, names or tuple(f"image {i}" for i in range(len(masks))), "mask")
+
+
+def test_details_of_each_image(model):
+    truth = np.stack([disc(32, 10, 12, 6), disc(32, 20, 20, 4), 0 * disc(32, 0, 0, 1)])
+    predicted = np.stack([disc(32, 12, 12, 6), 0 * truth[0], 0 * truth[0]])
+    scores = score(
+        Predictor(*model, Binary("mask"), 2), painted(truth, predicted), is_detailed=True
+    )
+    np.testing.assert_array_equal(scores.details.predictions, predicted)
+    pairs = list(zip(predicted, truth, strict=True))
+    np.testing.assert_allclose(
+        scores.details.boundary_iou, [metrics.boundary_iou(*p) for p in pairs]
+    )
+    np.testing.assert_allclose(scores.details.hausdorff95, [metrics.hausdorff95(*p) for p in pairs])
+    assert scores.details.hausdorff95[1:].tolist() == [pytest.approx(32 * 2**0.5), 0]
+    levels = np.where(predicted, 250, 5)  # floor(256 * 250 / 255), floor(256 * 5 / 255)
+    np.testing.assert_array_equal(scores.details.levels, levels)
+    np.testing.assert_array_equal(scores.details.histograms.sum((1, 2)), 32 * 32)
+    assert scores.details.histograms[0, 1, 250] == (predicted[0] & truth[0]).sum()
+
+    summary = summarise(scores)
+    assert summary["empty"] == {"truth": 1, "prediction": 2, "both": 1}
+    assert summary["boundary_iou"]["mean"] == pytest.approx(scores.details.boundary_iou.mean())
+    right = (predicted == truth).mean((1, 2))
+    assert summary["accuracy"]["mean"] == pytest.approx(right.mean())
+    overlap = (predicted[0] & truth[0]).sum()
+    # Where nothing is predicted of something, precision and recall are 0; of nothing, 1.
+    assert summary["precision"]["mean"] == pytest.approx((overlap / predicted[0].sum() + 1) / 3)
+    assert summary["recall"]["mean"] == pytest.approx((overlap / truth[0].sum() + 1) / 3)
+    assert summary["pooled"]["recall"] == pytest.approx(overlap / truth.sum())
+
+
+def test_scores_by_group_and_by_size(model):
+    sizes = [2, 9, 3, 8, 5, 6]
+    truth = np.stack([disc(32, 15, 15, r) for r in sizes])
+    predicted = np.stack([disc(32, 15, 15, r - 1) for r in sizes])
+    names = ("cat_1", "cat_2", "cat_10", "dog_1", "dog_2", "dog_03")
+    scores = score(Predictor(*model, Binary("mask")), painted(truth, predicted, names))
+    summary = summarise(scores)
+    iou = predicted.sum((1, 2)) / truth.sum((1, 2))
+    assert summary["groups"]["cat"]["iou"]["mean"] == pytest.approx(iou[:3].mean(), abs=1e-6)
+    assert summary["groups"]["dog"]["images"] == 3
+    assert summary["sizes"]["small"]["iou"]["mean"] == pytest.approx(iou[[0, 2]].mean(), abs=1e-6)
+    assert summary["sizes"]["large"]["share"] == [pytest.approx(truth[i].mean()) for i in (3, 1)]
+    assert [row["group"] for row in per_image(scores)] == ["cat"] * 3 + ["dog"] * 3
+
+
+@pytest.mark.parametrize("names", [("a_1", "a_2"), ("a_1", "b_2"), ("a_1", "a_2", "b"), ("1", "2")])
+def test_names_that_carry_no_group(names):
+    assert groups_of(names) == []
+
+
+def test_images_are_scored_at_their_own_size(model, tmp_path):
+    """Of other sizes, with other scores, and where the size is the model's with the same."""
+    (tmp_path / "images").mkdir(), (tmp_path / "masks").mkdir()
+    shapes = {"a": (8, 8), "b": (24, 40), "c": (13, 7)}
+    for name, shape in shapes.items():
+        image = np.zeros((*shape, 3), np.uint8)
+        image[:, : shape[1] // 2, 0] = 255
+        Image.fromarray(image).save(tmp_path / "images" / f"{name}.png")
+        mask = np.zeros(shape, np.uint8)
+        mask[:, : shape[1] // 3] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    source = open_folder(tmp_path, "all", kind="mask")
+    predictor = Predictor(*model, Binary("mask"), 2)
+    own = score_at_own_size(predictor, source)
+    assert own.names == ("a", "b", "c") and own.losses is None
+    for matrix, (name, (h, w)) in zip(own.confusion, shapes.items(), strict=True):
+        predicted = predict(*model, tmp_path / "images" / f"{name}.png") >= 0.5
+        truth = np.arange(w) < w // 3
+        expected = [[(~truth & ~predicted).sum(), (~truth & predicted).sum()],
+                    [(truth & ~predicted).sum(), (truth & predicted).sum()]]  # fmt: skip
+        assert matrix.tolist() == expected and matrix.sum() == h * w
+    squashed = score(predictor, load_split(tmp_path, "all", size=8), is_detailed=True)
+    assert own.confusion[0].tolist() == squashed.confusion[0].tolist()
+    assert own.details.hausdorff95[0] == squashed.details.hausdorff95[0]
+    assert own.details.predictions.shape == (3, 8, 8)

@@ -16,7 +16,7 @@ from PIL import Image
 import eqxunet as eu
 from eqxunet.cli.train import _configured as options_of_train
 from eqxunet.errors import InputError
-from eqxunet.evaluation import score
+from eqxunet.evaluation import Predictor, score
 from eqxunet.models.layers import BatchNorm
 from eqxunet.models.leaves import named_leaves, named_state
 from eqxunet.training.checkpoint import restore
@@ -270,7 +270,7 @@ def test_labels_of_another_kind_are_refused():
     with pytest.raises(InputError, match='of kind "trimap", the task takes "mask"'):
         next(eu.fit(trainer, train_state, split))
     with pytest.raises(InputError, match='of kind "trimap", the task takes "mask"'):
-        score(model, state, split, eu.Binary("mask"))
+        score(Predictor(model, state, eu.Binary("mask")), split)
 
 
 class Normed(eu.AbstractEncoder):
@@ -293,7 +293,7 @@ def test_a_model_is_scored_in_inference_mode():
     key = jax.random.key(0)
     model, state = eqx.nn.make_with_state(lambda: eu.UNet(Normed(BatchNorm(3)), size=16, key=key))()
     modes = (model, eqx.nn.inference_mode(model))
-    losses = [score(mode, state, split, eu.Binary(split.kind)).losses for mode in modes]
+    losses = [score(Predictor(mode, state, eu.Binary(split.kind)), split).losses for mode in modes]
     np.testing.assert_array_equal(*losses)
 
 

@@ -13,7 +13,7 @@ from eqxunet import ModelConfig, TrainConfig, build, precise_statistics
 from eqxunet.data.augment import augment, to_float
 from eqxunet.data.batches import batches
 from eqxunet.data.cache import Split
-from eqxunet.evaluation import score
+from eqxunet.evaluation import Predictor, score
 from eqxunet.models import batched
 from eqxunet.models.layers import BatchNorm
 from eqxunet.tasks import Binary
@@ -174,7 +174,7 @@ def test_a_short_run_scores_what_its_weights_can():
             inference = eqx.nn.inference_mode(model)
             scores.append(
                 [
-                    score(inference, s, val, trainer.task).iou.mean()
+                    score(Predictor(inference, s, trainer.task), val).iou.mean()
                     for s in (trained.state, few, whole)
                 ]
             )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxunet.evaluation.scoring import _mean_with_interval
+from eqxunet.evaluation.summary import _mean_with_interval
 from eqxunet.tasks import IGNORED, TASKS, Binary, Semantic, confusion_matrix, losses, make_task
 
 RNG = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_the_confusion_matrix_counts_pairs():
 
 def test_an_images_score_is_the_mean_over_the_classes_it_has():
     for i, (iou, dice) in enumerate(
-        zip(THREE.iou(matrices()), THREE.dice(matrices()), strict=True)
+        zip(THREE.score("iou", matrices()), THREE.score("dice", matrices()), strict=True)
     ):
         valid = TRUTH[i] != IGNORED
         ious, dices = [], []
@@ -69,12 +69,14 @@ def test_an_images_score_is_the_mean_over_the_classes_it_has():
         assert len(ious) == (2 if i == 1 else 3)
         assert iou == pytest.approx(np.mean(ious), abs=1e-5)
         assert dice == pytest.approx(np.mean(dices), abs=1e-5)
-    np.testing.assert_allclose(THREE.iou(jnp.asarray(matrices())), THREE.iou(matrices()), rtol=1e-5)
+    np.testing.assert_allclose(
+        THREE.score("iou", jnp.asarray(matrices())), THREE.score("iou", matrices()), rtol=1e-5
+    )
 
 
 def test_an_image_of_which_nothing_counts_scores_1():
-    assert THREE.iou(np.zeros((1, 3, 3), np.int64)) == 1
-    assert Binary().iou(np.zeros((1, 2, 2), np.int64)) == 1
+    assert THREE.score("iou", np.zeros((1, 3, 3), np.int64)) == 1
+    assert Binary().score("iou", np.zeros((1, 2, 2), np.int64)) == 1
 
 
 def test_details_by_class():
@@ -134,10 +136,10 @@ def test_the_softmax_loss_of_nothing_is_finite():
 def test_two_classes_are_scored_like_foreground():
     """Foreground's own score is a class of the two."""
     confusion = matrices()[:, :2, :2]
-    binary = Binary().iou(confusion)
+    binary = Binary().score("iou", confusion)
     two = Semantic(("background", "foreground"))
-    inverted = Binary().iou(confusion[:, ::-1, ::-1])
-    np.testing.assert_allclose(two.iou(confusion), (binary + inverted) / 2)
+    inverted = Binary().score("iou", confusion[:, ::-1, ::-1])
+    np.testing.assert_allclose(two.score("iou", confusion), (binary + inverted) / 2)
 
 
 def test_predictions():

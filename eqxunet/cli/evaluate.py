@@ -5,10 +5,21 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from ..config import SplitName
 from .console import console, display, stage
+from .options import Threshold
+
+_OTHERS = {
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "accuracy",
+    "boundary_iou": "boundary IoU",
+    "hd95": "Hausdorff distance, 95%, px",
+}
+_MOST_GROUPS = 12  # that a terminal shows
 
 
 def evaluate(
@@ -18,9 +29,10 @@ def evaluate(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = None,
     split: Annotated[SplitName, typer.Option(help="Split that is scored.")] = "test",
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability that counts as foreground.")
-    ] = 0.5,
+    threshold: Threshold = "0.5",
+    original_size: Annotated[
+        bool, typer.Option("--original-size", help="Score images at their own size.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the scores; by default eval/SPLIT in the run's.")
@@ -40,6 +52,7 @@ def evaluate(
         data=data,
         data_dir=None if data_dir is None else str(data_dir),
         threshold=threshold,
+        is_at_own_size=original_size,
         limit=limit,
         out=out,
         overwrite=overwrite,
@@ -49,11 +62,14 @@ def evaluate(
 
 
 def _print(metrics: dict[str, Any]) -> None:
-    threshold = f"threshold {metrics['threshold']}, " if metrics["task"] == "binary" else ""
+    threshold = f"threshold {metrics['threshold']:.4g}, " if metrics["task"] == "binary" else ""
+    size = f"{metrics['size']} x {metrics['size']}"
+    if metrics["at_own_size"]:
+        size = f"at their own size (seen at {size})"
     console.print(
         f"{display(Path(metrics['run']))}: {metrics['encoder']}, {metrics['task']}, on "
         f"{metrics['count']} {metrics['split']} images of {metrics['data']}, "
-        f"{metrics['size']} x {metrics['size']}, {threshold}step {metrics['step']}",
+        f"{size}, {threshold}step {metrics['step']}",
         markup=False,
         soft_wrap=True,
     )
@@ -69,6 +85,16 @@ def _print(metrics: dict[str, Any]) -> None:
         name = "not counted" if border == "ignore" else border
         table.add_row(name if len(by_border) > 1 else "", *cells, style=style)
     console.print(table)
+    others = Table("", "mean \\[95%]", "pooled", box=box.SIMPLE)
+    for key, title in _OTHERS.items():
+        digits = 1 if key == "hd95" else 3
+        pooled = metrics["pooled"].get(key)
+        pooled = "" if pooled is None else f"{pooled:.3f}"
+        others.add_row(title, _interval(metrics[key], digits), pooled)
+    console.print(others)
+    for title in ("sizes", "groups"):
+        if metrics[title] and len(metrics[title]) <= _MOST_GROUPS:
+            console.print(_breakdown(title, metrics[title]))
     if "per_class" in metrics:
         classes = Table("class", "IoU \\[95%]", "Dice \\[95%]", "pooled", "images", box=box.SIMPLE)
         for name, scores in metrics["per_class"].items():
@@ -84,11 +110,24 @@ def _print(metrics: dict[str, Any]) -> None:
         "mean over images; pooled: IoU of all pixels together; trivial: IoU of predicting\n"
         f"{metrics['baseline']['class']} everywhere"
     )
+    if images := metrics["empty"]["truth"]:
+        console.print(
+            f"images without foreground: {images}; where nothing is predicted, they score 1",
+        )
 
 
-def _interval(score: dict[str, Any] | None) -> str:
+def _breakdown(title: str, groups: dict[str, Any]) -> Table:
+    table = Table(title.removesuffix("s"), "IoU \\[95%]", "images", box=box.SIMPLE)
+    for name, group in groups.items():
+        share = group.get("share")
+        what = f"{name}, {share[0]:.1%} to {share[1]:.1%} of the image" if share else escape(name)
+        table.add_row(what, _interval(group["iou"]), str(group["images"]))
+    return table
+
+
+def _interval(score: dict[str, Any] | None, digits: int = 3) -> str:
     if score is None:
         return "in no image"
     interval = score["ci95"]
-    ends = f" \\[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-    return f"{score['mean']:.3f}{ends}"
+    ends = f" \\[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+    return f"{score['mean']:.{digits}f}{ends}"

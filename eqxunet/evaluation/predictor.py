@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 from PIL import Image
-from scipy.special import expit, softmax
 
 from ..data.augment import to_float
 from ..data.decoding import read_image, resize_image
 from ..errors import InputError
 from ..models import UNet, batched, fold
-from ..tasks import AbstractTask
+from ..tasks import AbstractTask, Binary, Semantic
 
 Picture = (
     Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | Image.Image | str | os.PathLike[str]
@@ -41,7 +40,7 @@ class Predictor(eqx.Module):
     state: eqx.nn.State
     task: AbstractTask
     batch_size: int = eqx.field(static=True, default=16)
-    temperature: float = 1.0
+    temperature: Float[np.ndarray, ""] = np.ones((), np.float32)
 
     def forward(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         """Logits of one batch, at its size; may be traced."""
@@ -61,15 +60,36 @@ class Predictor(eqx.Module):
         small = resize_image(image, self.model.size)[None]
         return resize_logits(np.asarray(self.forward(to_float(small)))[0], image.shape[:2])
 
-    def probability(self, logits: Float[Array | np.ndarray, "*b h w k"]) -> Float[Array, "..."]:
+    def predict(self, image: Picture) -> Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]:
+        """Returns the probability of foreground, or of each class, at the image's own size.
+
+        The image is resized to the size that the model was trained at; the logits are resized back,
+        and only then turned into probabilities.
+
+        Arguments:
+
+        - `image`: as `as_rgb` takes it.
+        """
+        return np.asarray(self.probability(self.logits_at_own_size(as_rgb(image))))
+
+    def probability(
+        self, logits: Float[Array | np.ndarray, "*b h w k"]
+    ) -> Float[Array | np.ndarray, "..."]:
         """Of each class; of foreground alone, without an axis for it, where that is all."""
-        return self.task.probability(jnp.asarray(logits) / self.temperature)
+        return self.task.probability(logits / self.temperature)
 
     def prediction(
-        self, logits: Float[Array | np.ndarray, "*b h w k"], threshold: float = 0.5
-    ) -> UInt8[Array, "*b h w"]:
+        self,
+        logits: Float[Array | np.ndarray, "*b h w k"],
+        threshold: Float[Array, ""] | float = 0.5,
+    ) -> UInt8[Array | np.ndarray, "*b h w"]:
         """The class of each pixel."""
-        return self.task.prediction(jnp.asarray(logits) / self.temperature, threshold)
+        return self.task.prediction(logits / self.temperature, threshold)
+
+
+def as_temperature(value: float) -> Float[np.ndarray, ""]:
+    """As data of a compiled program, which is the same for all temperatures."""
+    return np.asarray(value, np.float32)
 
 
 def resize_logits(
@@ -88,19 +108,10 @@ def resize_logits(
 def predict(
     model: UNet, state: eqx.nn.State, image: Picture
 ) -> Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]:
-    """Returns each pixel's probability, of foreground or of each class, at the image's own size.
-
-    The image is resized to the size that the model was trained at; the logits are resized back,
-    and only then turned into probabilities.
-
-    Arguments:
-
-    - `image`: as `as_rgb` takes it.
-    """
-    pixels = as_rgb(image)
-    small = to_float(resize_image(pixels, model.size)[None])
-    logits = resize_logits(np.asarray(forward(model, state, small))[0], pixels.shape[:2])
-    return expit(logits[..., 0]) if logits.shape[-1] == 1 else softmax(logits, axis=-1)
+    """As `Predictor.predict`, of a model without a run."""
+    classes = tuple(map(str, range(model.outputs)))
+    task = Binary() if model.outputs == 1 else Semantic(classes)
+    return Predictor(model, state, task).predict(image)
 
 
 def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,23 +1,26 @@
-"""Scores of a split: counts of every image under every border policy, reduced afterwards."""
+"""Scores of a split: counts of every image under every border policy, and details of each."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
 
 from ..config import Border
 from ..data import Split
 from ..data.augment import to_float
 from ..data.batches import padded_batches
-from ..data.example import Progress
-from ..models import UNet
-from ..tasks import AbstractTask, confusion_matrix
-from .predictor import forward
+from ..data.decoding import Decoded, decode, map_examples, resize_image
+from ..data.example import Progress, Source
+from ..tasks import IGNORED, AbstractTask, confusion_matrix
+from .details import Details, distances, histogram, joined, to_levels
+from .predictor import Predictor, resize_logits
 
 BORDERS: tuple[Border, ...] = ("foreground", "background", "ignore")
 
@@ -30,17 +33,19 @@ class Scores:
     """Of a split's images, in its order.
 
     - `names`: of the images.
-    - `losses`: loss of each image.
+    - `losses`: loss of each image, where it was computed.
     - `by_border`: by border policy, each image's confusion matrix, truth in rows.
     - `task`: whose border policy the headline scores and losses follow.
     - `threshold`: probability from which a pixel is predicted foreground.
+    - `details`: of each image, where they were asked for.
     """
 
     names: tuple[str, ...]
-    losses: Float[np.ndarray, " n"]
+    losses: Float[np.ndarray, " n"] | None
     by_border: Policies
     task: AbstractTask
     threshold: float
+    details: Details | None = None
 
     @property
     def confusion(self) -> Int[np.ndarray, "n k k"]:
@@ -50,140 +55,173 @@ class Scores:
     @property
     def iou(self) -> Float[np.ndarray, " n"]:
         """Of each image."""
-        return np.asarray(self.task.iou(self.confusion))
+        return np.asarray(self.task.score("iou", self.confusion))
 
 
 def score(
-    model: UNet,
-    state: eqx.nn.State,
+    predictor: Predictor,
     split: Split,
-    task: AbstractTask,
     *,
-    batch_size: int = 16,
     threshold: float = 0.5,
+    is_detailed: bool = False,
     progress: Progress | None = None,
 ) -> Scores:
-    """Scores a model on a split, at the size the split was loaded at.
+    """Scores predictions of a split, at the size the split was loaded at.
 
     Raises InputError where the split's labels are not those that the task takes.
 
     Arguments:
 
+    - `is_detailed`: whether to look at outlines and probabilities, which takes milliseconds an
+      image.
     - `progress`: called with how many of how many images are done.
     """
+    task = predictor.task
     task.check(split.kind, split.classes)
+    limit = jnp.asarray(threshold, jnp.float32)
     losses: list[np.ndarray] = []
     confusions: list[Policies] = []
+    details: list[Details] = []
     done = 0
-    for batch, real in padded_batches(split, batch_size):
+    for batch, real in padded_batches(split, predictor.batch_size):
         results = jax.device_get(
-            _score_batch(
-                model, state, batch.images, batch.labels, task, jnp.asarray(threshold, jnp.float32)
-            )
+            _score_batch(predictor, batch.images, batch.labels, limit, is_detailed=is_detailed)
         )
-        batch_losses, batch_confusions = jax.tree.map(lambda x, n=real: x[:n], results)
-        losses.append(batch_losses)
-        confusions.append(batch_confusions)
+        *counted, shown = jax.tree.map(lambda x, n=real: x[:n], results)
+        losses.append(counted[0])
+        confusions.append(counted[1])
+        if is_detailed:
+            targets = np.asarray(task.targets(np.asarray(batch.labels[:real])))
+            details.append(_details(task, *shown, targets))
         done += real
         if progress is not None:
             progress(done, len(split))
-    by_border: Policies = jax.tree.map(
-        lambda *parts: np.concatenate(parts).astype(np.int64), *confusions
+    return Scores(
+        split.names,
+        np.concatenate(losses),
+        _joined(confusions),
+        task,
+        threshold,
+        joined(details) if is_detailed else None,
     )
-    return Scores(split.names, np.concatenate(losses), by_border, task, threshold)
 
 
 @eqx.filter_jit
 def _score_batch(
-    model: UNet,
-    state: eqx.nn.State,
+    predictor: Predictor,
     images: UInt8[Array | np.ndarray, "b h w c"],
     labels: UInt8[Array | np.ndarray, "b h w"],
-    task: AbstractTask,
     threshold: Float[Array, ""],
-) -> tuple[Float[Array, " b"], Policies]:
-    logits = forward(model, state, to_float(images))
-    prediction = task.prediction(logits, threshold)
+    *,
+    is_detailed: bool,
+) -> tuple[Float[Array, " b"], Policies, tuple[UInt8[Array, "b h w"], Array | None] | None]:
+    task, labels = predictor.task, jnp.asarray(labels)
+    logits = predictor.forward(to_float(images))
+    prediction = jnp.asarray(predictor.prediction(logits, threshold))
     counts: Policies = {}
-    for border in BORDERS if task.has_border else (task.border,):
-        target = dataclasses.replace(task, border=border).targets(labels)
+    for border in _borders(task):
+        target = jnp.asarray(dataclasses.replace(task, border=border).targets(labels))
         counts[border] = jax.vmap(lambda p, t: confusion_matrix(p, t, len(task.classes)))(
             prediction, target
         )
     losses = jax.vmap(task.loss)(logits, task.targets(labels))
-    return losses, counts
+    if not is_detailed:
+        return losses, counts, None
+    probability = predictor.probability(logits) if task.outputs == 1 else None
+    return losses, counts, (prediction, probability)
 
 
-def summarise(scores: Scores) -> dict[str, Any]:
-    """Reduces scores to what `metrics.json` holds.
+def score_at_own_size(
+    predictor: Predictor,
+    source: Source,
+    *,
+    threshold: float = 0.5,
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores predictions of images at their own size, with details and without losses.
 
-    `iou` and `dice` are means over images with a 95% interval (percentile bootstrap over images,
-    9,999 resamples, seed 0; null for fewer than two images). `pooled` sums the pixels of all
-    images first. `baseline` has the means of predicting one class everywhere.
+    An image is resized to the model's size, and the logits back to the image's, as `predict` does.
+    What the details hold of each pixel is at the model's size, by nearest neighbour.
+
+    Raises InputError where the labels are not those that the task takes, or an example cannot be
+    decoded.
     """
-    task = scores.task
-    own = _reduce(task, scores.confusion)
-    by_border = {
-        border: own
-        if border == task.border or border not in scores.by_border
-        else _reduce(task, np.asarray(scores.by_border[border]))
-        for border in BORDERS
-    }
-    return {
-        "count": len(scores.names),
-        "threshold": scores.threshold,
-        "border": task.border,
-        "classes": list(task.classes),
-        "loss": float(np.mean(scores.losses)),
-        **own,
-        **task.details(scores.confusion, _mean_with_interval),
-        "by_border": by_border,
-    }
+    task, size = predictor.task, predictor.model.size
+    task.check(source.kind, source.classes.names)
+    names: list[str] = []
+    confusions: list[Policies] = []
+    details: list[Details] = []
+    for chunk in _chunks(source, predictor.batch_size):
+        small = np.stack([resize_image(example.image, size) for _, example in chunk])
+        for (name, example), logits in zip(chunk, predictor.logits(small), strict=True):
+            logits = resize_logits(logits, example.labels.shape)
+            prediction = np.asarray(predictor.prediction(logits, threshold))
+            confusions.append({})
+            for border in _borders(task):
+                target = dataclasses.replace(task, border=border).targets(example.labels)
+                counts = _count(prediction, np.asarray(target), len(task.classes))
+                confusions[-1][border] = counts[None]
+            probability = np.asarray(predictor.probability(logits)) if task.outputs == 1 else None
+            target = np.asarray(task.targets(example.labels))
+            full = _details(task, prediction[None], _only(probability), target[None])
+            details.append(
+                full._replace(
+                    predictions=_nearest(full.predictions, size),
+                    levels=None if full.levels is None else _nearest(full.levels, size),
+                )
+            )
+            names.append(name)
+        if progress is not None:
+            progress(len(names), len(source))
+    by_border = _joined(confusions)
+    return Scores(tuple(names), None, by_border, task, threshold, joined(details))
 
 
-def per_image(scores: Scores) -> list[dict[str, Any]]:
-    """The rows of `per_image.csv`, under the headline border policy."""
-    columns = {
-        "name": scores.names,
-        "iou": scores.iou,
-        "dice": scores.task.dice(scores.confusion),
-        **scores.task.columns(scores.confusion),
-        "loss": scores.losses,
-    }
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _chunks(source: Source, count: int) -> Iterator[list[tuple[str, Decoded]]]:
+    decoded = map_examples(lambda example: (example.name, decode(example)), source)
+    while chunk := list(itertools.islice(decoded, count)):
+        for example in chunk:
+            if isinstance(example, Exception):
+                raise example
+        yield chunk  # pyright: ignore[reportReturnType]
 
 
-def baseline(task: AbstractTask, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
-    """The mean scores of predicting one class everywhere: the one whose IoU is the best."""
-    trivial = []
-    for k, name in enumerate(task.classes):
-        constant = np.zeros_like(confusion)
-        constant[..., k] = confusion.sum(axis=-1)
-        iou, dice = (float(np.mean(of(constant))) for of in (task.iou, task.dice))
-        trivial.append({"class": name, "iou": iou, "dice": dice})
-    return max(trivial, key=lambda scores: scores["iou"])
+def _count(
+    prediction: UInt8[np.ndarray, "h w"], target: UInt8[np.ndarray, "h w"], classes: int
+) -> Int[np.ndarray, "k k"]:
+    """As `confusion_matrix`, without compiling anew for every size of image."""
+    pairs = (classes * target.astype(np.int64) + prediction)[target != IGNORED]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def _reduce(task: AbstractTask, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
-    pooled = confusion.sum(axis=0, keepdims=True)
-    return {
-        "iou": _mean_with_interval(np.asarray(task.iou(confusion))),
-        "dice": _mean_with_interval(np.asarray(task.dice(confusion))),
-        "pooled": {
-            "iou": task.iou(pooled).item(),
-            "dice": task.dice(pooled).item(),
-            "accuracy": float(np.trace(pooled[0]) / max(pooled.sum(), 1)),
-        },
-        "baseline": baseline(task, confusion),
-    }
+def _details(
+    task: AbstractTask,
+    predictions: UInt8[np.ndarray, "b h w"],
+    probability: Float[np.ndarray, "b h w"] | None,
+    targets: UInt8[np.ndarray, "b h w"],
+) -> Details:
+    pairs = [distances(task, *both) for both in zip(predictions, targets, strict=True)]
+    boundary, hausdorff = (np.array(values) for values in zip(*pairs, strict=True))
+    if probability is None:
+        return Details(boundary, hausdorff, predictions, None, None)
+    levels = to_levels(probability)
+    counts = [histogram(*both) for both in zip(levels, targets, strict=True)]
+    return Details(boundary, hausdorff, predictions, levels, np.stack(counts))
 
 
-def _mean_with_interval(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    if len(values) < 2:
-        return {"mean": float(np.mean(values)), "ci95": None}
-    from scipy import stats
+def _borders(task: AbstractTask) -> tuple[Border, ...]:
+    return BORDERS if task.has_border else (task.border,)
 
-    interval = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return {"mean": float(np.mean(values)), "ci95": [float(interval.low), float(interval.high)]}
+
+def _joined(confusions: list[Policies]) -> Policies:
+    return jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.int64), *confusions)
+
+
+def _only(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else array[None]
+
+
+def _nearest(pixels: UInt8[np.ndarray, "1 h w"], size: int) -> UInt8[np.ndarray, "1 {size} {size}"]:
+    return np.asarray(Image.fromarray(pixels[0]).resize((size, size), Image.Resampling.NEAREST))[
+        None
+    ]

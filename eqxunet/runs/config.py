@@ -14,7 +14,15 @@ from typing import Any
 import jax
 
 from .. import __version__
-from ..config import DATA_DIR, DATASETS, Labels, ModelConfig, TaskName, TrainConfig
+from ..config import (
+    DATA_DIR,
+    DATASETS,
+    Labels,
+    ModelConfig,
+    TaskName,
+    TrainConfig,
+    require_choice,
+)
 from ..errors import InputError, IntegrityError
 from ..tasks import AbstractTask, make_task
 
@@ -60,11 +68,15 @@ class RunConfig:
     identity: Mapping[str, Any] | None = None
 
     def __post_init__(self):
+        require_choice("task", self.task, TaskName)
+        if self.labels is not None:
+            require_choice("labels", self.labels, Labels)
         # Where the program is called has no part in what a run is.
         object.__setattr__(self, "data", absolute(self.data))
         object.__setattr__(self, "data_dir", absolute(self.data_dir))
         if self.start is not None:  # `latest` will be another run
             object.__setattr__(self, "start", str(Path(self.start).expanduser().resolve()))
+        object.__setattr__(self, "weights", str(self.weights))
         if self.weights != "auto" and not self.model.has_pretrained_weights:
             raise InputError(
                 f"--weights {self.weights}: there are none for the {self.model.encoder} encoder; "
@@ -122,7 +134,7 @@ class RunConfig:
             values = json.loads(path.read_text())
             weights = values["weights"] or {"source": "auto"}
             return cls(
-                ModelConfig(**{name: _tuples(value) for name, value in values["model"].items()}),
+                ModelConfig(**values["model"]),
                 TrainConfig(**values["train"]),
                 **{name: values[name] for name in _PLAIN},
                 **{name: _tuples(values.get(name, other)) for name, other in _LATER.items()},
@@ -167,9 +179,9 @@ class RunConfig:
         return {"source": self.weights, **(self.provenance or {})}
 
 
-def absolute(data: str) -> str:
+def absolute(data: str | os.PathLike[str]) -> str:
     """A dataset's name as it is, a path as an absolute one."""
-    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
+    return str(data) if data in DATASETS else os.path.abspath(os.path.expanduser(data))
 
 
 def _differences(before: RunConfig, now: RunConfig) -> list[str]:

@@ -14,7 +14,7 @@ from ..config import TrainConfig
 from ..data import Split
 from ..data.batches import steps_per_epoch
 from ..errors import DivergedError
-from ..evaluation import baseline, score
+from ..evaluation import Predictor, baseline, score
 from ..training import (
     StepMetrics,
     Trainer,
@@ -132,10 +132,10 @@ def _finite(value: float) -> float | None:
 
 def _validate(trainer: Trainer, train_state: TrainState, split: Split) -> Mapping[str, Any]:
     model = eqx.nn.inference_mode(trainer.model(train_state))
-    scores = score(model, train_state.state, split, trainer.task)
+    scores = score(Predictor(model, train_state.state, trainer.task), split)
     return {
         "val/loss": _finite(float(np.mean(scores.losses))),
         "val/iou": float(np.mean(scores.iou)),
-        "val/dice": float(np.mean(trainer.task.dice(scores.confusion))),
+        "val/dice": float(np.mean(trainer.task.score("dice", scores.confusion))),
         "val/baseline_iou": baseline(trainer.task, scores.confusion)["iou"],
     }

@@ -5,15 +5,17 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config import DATASETS, SplitName
 from ..data import Split, label_kind
 from ..data.complaints import some_of
+from ..data.source import open_source
 from ..errors import InputError
-from ..evaluation import Scores, per_image, score, summarise
+from ..evaluation import Scores, per_image, score, score_at_own_size, summarise
+from .calibration import calibrated
 from .config import RunConfig, absolute
-from .load import Run
+from .load import Run, RunLike, as_run
 from .observer import Observer
 from .pictures import draw_examples
 from .scores import check_same_images, check_scores, scores_directory
@@ -21,12 +23,13 @@ from .splits import load
 
 
 def evaluate(
-    run: Run,
+    run: RunLike,
     split: SplitName = "test",
     *,
     data: str | None = None,
     data_dir: str | None = None,
-    threshold: float = 0.5,
+    threshold: float | Literal["auto"] = 0.5,
+    is_at_own_size: bool = False,
     limit: int | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -38,8 +41,12 @@ def evaluate(
 
     Arguments:
 
+    - `run`: a run, or its directory.
     - `data`, `data_dir`, `limit`: by default those that the run was trained with.
-    - `threshold`: probability that counts as foreground.
+    - `threshold`: probability that counts as foreground; `"auto"` takes the one with the best Dice
+      on the run's validation images.
+    - `is_at_own_size`: score images at their own size, to which logits are resized, instead of the
+      one that the model was trained at.
     - `out`: by default `eval/SPLIT` in the run's directory, or a folder beside it that names other
       conditions.
     - `overwrite`: replace other scores that `out` holds.
@@ -48,18 +55,15 @@ def evaluate(
     Raises InputError where `out` holds something else, and what `load_split` raises.
     """
     observer = observer or Observer()
-    if not 0 <= threshold <= 1:
-        raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
-    if run.config.task != "binary" and threshold != 0.5:
-        raise InputError(
-            f"there is no threshold where there are several classes; leave out {threshold}"
-        )
+    run = as_run(run, observer)
+    threshold = chosen_threshold(run, threshold, observer)
     config = _config(run, data=data, data_dir=data_dir, limit=limit)
     conditions = {
         "data": config.data,
         "split": split,
         "threshold": threshold,
         "limit": config.limit,
+        "at_own_size": is_at_own_size,
     }
     folder = Path(out) if out else scores_directory(run, **conditions)
     if not overwrite:
@@ -71,8 +75,21 @@ def evaluate(
         observer.warn(note)
     task = dataclasses.replace(run.task, kind=arrays.kind)
     _check_classes(run, arrays)
+    predictor = dataclasses.replace(run.predictor(), task=task)
     with observer.progress(f"scoring {split} images") as progress:
-        scores = score(run.model, run.state, arrays, task, threshold=threshold, progress=progress)
+        if is_at_own_size:
+            source = open_source(
+                config.data,
+                split,
+                labels=arrays.kind,
+                data_dir=Path(config.data_dir),
+                limit=config.limit,
+            )
+            scores = score_at_own_size(predictor, source, threshold=threshold, progress=progress)
+        else:
+            scores = score(
+                predictor, arrays, threshold=threshold, is_detailed=True, progress=progress
+            )
     with observer.stage("intervals and pictures"):
         metrics = {
             "run": str(run.directory),
@@ -83,6 +100,7 @@ def evaluate(
             "task": config.task,
             "labels": arrays.kind,
             **conditions,
+            "calibration": _calibration(run),
             **summarise(scores),
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +108,31 @@ def evaluate(
         draw_examples(run, arrays, scores, folder / "examples.png")
     observer.note(f"written: metrics.json, per_image.csv and examples.png in {folder}")
     return metrics
+
+
+def chosen_threshold(run: Run, threshold: float | Literal["auto"], observer: Observer) -> float:
+    """A threshold as a number.
+
+    Raises InputError for one that is no probability, or where there is nothing to compare with it.
+    """
+    if run.config.task != "binary" and threshold != 0.5:
+        raise InputError(
+            f"there is no threshold where there are several classes; leave out {threshold}"
+        )
+    if threshold == "auto":
+        calibration = calibrated(run, observer).calibration
+        assert calibration is not None
+        return calibration.threshold
+    if not 0 <= threshold <= 1:
+        raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
+    return threshold
+
+
+def _calibration(run: Run) -> dict[str, float] | None:
+    if run.calibration is None:
+        return None
+    names = ("temperature", "ece", "ece_before", "threshold")
+    return {name: getattr(run.calibration, name) for name in names}
 
 
 def _config(run: Run, *, data: str | None, data_dir: str | None, limit: int | None) -> RunConfig:

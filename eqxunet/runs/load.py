@@ -1,5 +1,6 @@
 """A trained run, ready for inference."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError, IntegrityError
-from ..evaluation import Predictor, predictor
+from ..evaluation import Calibration, Predictor, predictor
+from ..evaluation.predictor import as_temperature
 from ..models import UNet, build
 from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
 from ..tasks import AbstractTask
@@ -28,6 +30,7 @@ class Run:
     - `model`: in inference mode.
     - `state`: BatchNorm's statistics.
     - `step`: after which the checkpoint was saved.
+    - `calibration`: taken on validation images when training ended; none where it did not.
     """
 
     model: UNet
@@ -36,10 +39,12 @@ class Run:
     task: AbstractTask
     step: int
     directory: Path
+    calibration: Calibration | None = None
 
     def predictor(self, *, batch_size: int = 16) -> Predictor:
-        """Its way from images to logits."""
-        return Predictor(self.model, self.state, self.task, batch_size)
+        """Its way from images to logits, and with its calibration to probabilities."""
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        return Predictor(self.model, self.state, self.task, batch_size, as_temperature(temperature))
 
     def __repr__(self) -> str:
         return (
@@ -92,20 +97,51 @@ def _as_run(directory: Path, config: RunConfig, restored: Restored) -> Run:
         )
     model = eqx.nn.inference_mode(replace_leaves(model, leaves))
     state = replace_state(model, state, statistics)
-    return Run(model, state, config, task, restored.step, directory)
+    calibration = _read_calibration(directory, restored.step)
+    return Run(model, state, config, task, restored.step, directory, calibration)
+
+
+def calibration_file(directory: Path) -> Path:
+    """Where a run keeps its calibration."""
+    return directory / "calibration.json"
+
+
+def _read_calibration(directory: Path, step: int) -> Calibration | None:
+    """The calibration of the weights of a step, if there is one."""
+    path = calibration_file(directory)
+    try:
+        values = json.loads(path.read_text())
+        return Calibration(**values) if values.pop("step") == step else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise IntegrityError(
+            f"{path}: cannot be read ({error}); remove it, and"
+            f" `eval --threshold auto` makes it anew"
+        ) from error
 
 
 Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
 
 
+RunLike = Run | str | os.PathLike[str]
+"""A run, or the directory of one."""
+
+
+def as_run(run: RunLike, observer: Observer | None = None) -> Run:
+    """The run itself, loaded where its directory is given."""
+    return run if isinstance(run, Run) else load_run(run, observer=observer)
+
+
 @overload
-def predict(run: Run, image: predictor.Picture, /) -> Probabilities: ...
+def predict(run: RunLike, image: predictor.Picture, /) -> Probabilities: ...
 @overload
 def predict(model: UNet, state: eqx.nn.State, image: predictor.Picture, /) -> Probabilities: ...
-def predict(model: Run | UNet, *rest: Any) -> Probabilities:
+def predict(model: RunLike | UNet, *rest: Any) -> Probabilities:
     """Returns each pixel's probability, of foreground or of each class, at the image's own size.
 
-    `predict(run, image)`, or `predict(model, state, image)`. The image is resized to the size that
+    `predict(run, image)`, where a run or its directory is given and its temperature is used, or
+    `predict(model, state, image)`. The image is resized to the size that
     the model was trained at; the logits are resized back, and only then turned into probabilities.
 
     Arguments:
@@ -115,8 +151,8 @@ def predict(model: Run | UNet, *rest: Any) -> Probabilities:
 
     Raises InputError for a file that is no image, ValueError for other pixels.
     """
-    if isinstance(model, Run):
-        (image,) = rest
-        return predictor.predict(model.model, model.state, image)
-    state, image = rest
-    return predictor.predict(model, state, image)
+    if isinstance(model, UNet):
+        state, image = rest
+        return predictor.predict(model, state, image)
+    (image,) = rest
+    return as_run(model).predictor().predict(image)

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..data import Split
-from ..data.augment import to_float
-from ..evaluation import Scores, forward, score
+from ..evaluation import Scores, score
 from .load import Run
 
 _PICTURED = 8
@@ -28,7 +27,7 @@ def draw_training(run: Run, records: Sequence[Mapping[str, Any]], val_split: Spl
         labels=val_split.labels[:_PICTURED],
         names=val_split.names[:_PICTURED],
     )
-    scores = score(run.model, run.state, first, run.task)
+    scores = score(run.predictor(), first)
     _draw(run, first, scores, np.arange(len(first)), run.directory / "predictions.png")
 
 
@@ -44,12 +43,13 @@ def _draw(
     from ..report import save_predictions
 
     task = scores.task
-    logits = forward(run.model, run.state, to_float(split.images[chosen]))
-    probability = np.asarray(task.probability(logits)) if task.outputs == 1 else None
+    predictor = run.predictor()
+    logits = predictor.logits(split.images[chosen])
+    probability = np.asarray(predictor.probability(logits)) if task.outputs == 1 else None
     save_predictions(
         split.images[chosen],
         np.asarray(task.targets(split.labels[chosen])),
-        np.asarray(task.prediction(logits, scores.threshold)),
+        np.asarray(predictor.prediction(logits, scores.threshold)),
         probability,
         [split.names[i] for i in chosen],
         [f"IoU {scores.iou[i]:.2f}" for i in chosen],

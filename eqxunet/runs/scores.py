@@ -15,7 +15,13 @@ from .load import Run
 
 
 def scores_directory(
-    run: Run, *, data: str, split: SplitName, threshold: float, limit: int | None
+    run: Run,
+    *,
+    data: str,
+    split: SplitName,
+    threshold: float,
+    limit: int | None,
+    at_own_size: bool,
 ) -> Path:
     """Where the scores of a run under these conditions go, so that others' stay.
 
@@ -28,6 +34,8 @@ def scores_directory(
         parts.append(f"first-{limit}")
     if threshold != 0.5:
         parts.append(f"threshold-{threshold:g}")
+    if at_own_size:
+        parts.append("original-size")
     return run.directory / "eval" / "-".join(parts)
 
 

@@ -17,6 +17,7 @@ from ..models import build
 from ..training import Trainer, TrainState, initialise
 from ..training.arrays import from_arrays
 from ..training.checkpoint import Writer, restore
+from .calibration import calibrated
 from .config import RunConfig
 from .directory import (
     RUNS,
@@ -110,7 +111,8 @@ def run_training(
             outcome, val_split = _train(config, chosen, observer, resume=resume)
             if outcome.is_finished and outcome.records:
                 # Here, where the memory that training took is free again.
-                draw_training(load_run(chosen, observer=observer), outcome.records, val_split)
+                run = calibrated(load_run(chosen, observer=observer), observer, val_split)
+                draw_training(run, outcome.records, val_split)
                 observer.note(f"pictures: curves.png and predictions.png in {chosen}")
             return outcome
     except (jax.errors.JaxRuntimeError, MemoryError) as error:

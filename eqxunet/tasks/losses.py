@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from .task import EPSILON, IGNORED
+from .metrics import EPSILON
+from .task import IGNORED
 
 
 def cross_entropy(

@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from .task import EPSILON
+from .boundary import boundary_iou as boundary_iou
+from .boundary import hausdorff95 as hausdorff95
+
+EPSILON = 1e-6
+"""Of scores and of soft Dice, as the Flax original has it: nothing predicted of nothing is 1."""
 
 
 class Counts(NamedTuple):
@@ -29,6 +33,20 @@ class Counts(NamedTuple):
     def dice(self) -> Float[Array | np.ndarray, "*b"]:
         """Dice coefficient, the F1 score of pixels."""
         return (2 * self.tp + EPSILON) / (2 * self.tp + self.fp + self.fn + EPSILON)
+
+    @property
+    def precision(self) -> Float[Array | np.ndarray, "*b"]:
+        """Share of the predicted pixels that are right; 0 where nothing of something is found."""
+        return (self.tp + EPSILON * self._is_empty) / (self.tp + self.fp + EPSILON)
+
+    @property
+    def recall(self) -> Float[Array | np.ndarray, "*b"]:
+        """Share of the true pixels that are found; 0 where something is predicted of nothing."""
+        return (self.tp + EPSILON * self._is_empty) / (self.tp + self.fn + EPSILON)
+
+    @property
+    def _is_empty(self) -> Bool[Array | np.ndarray, "*b"]:
+        return self.tp + self.fp + self.fn == 0
 
     @property
     def accuracy(self) -> Float[Array | np.ndarray, "*b"]:
@@ -77,3 +95,17 @@ def dice(
 ) -> Float[Array | np.ndarray, ""]:
     """Dice coefficient of one predicted mask and the true one; `jax.vmap` for a batch."""
     return count(pred, mask).dice
+
+
+def precision(
+    pred: Shaped[Array | np.ndarray, "h w"], mask: Shaped[Array | np.ndarray, "h w"]
+) -> Float[Array | np.ndarray, ""]:
+    """Share of one predicted mask that is right; `jax.vmap` for a batch."""
+    return count(pred, mask).precision
+
+
+def recall(
+    pred: Shaped[Array | np.ndarray, "h w"], mask: Shaped[Array | np.ndarray, "h w"]
+) -> Float[Array | np.ndarray, ""]:
+    """Share of one true mask that is found; `jax.vmap` for a batch."""
+    return count(pred, mask).recall

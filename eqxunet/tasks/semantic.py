@@ -4,13 +4,14 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
+from scipy.special import softmax
 
 from ..config import Border, Labels
 from .losses import softmax_loss
-from .task import EPSILON, AbstractTask, Confusion, class_of_label, look_up
+from .metrics import Counts
+from .task import AbstractTask, class_of_label, look_up
 
 
 class Semantic(AbstractTask):
@@ -40,7 +41,13 @@ class Semantic(AbstractTask):
         """Not that of a trimap, which is a class of its own here."""
         return self.kind != "trimap" and super().has_border
 
-    def targets(self, labels: UInt8[Array | np.ndarray, "*b h w"]) -> UInt8[Array, "*b h w"]:
+    @property
+    def scored_classes(self) -> tuple[int, ...]:
+        return tuple(range(len(self.classes)))
+
+    def targets(
+        self, labels: UInt8[Array | np.ndarray, "*b h w"]
+    ) -> UInt8[Array | np.ndarray, "*b h w"]:
         if self.kind == "trimap":
             return look_up({1: 1, 2: 0, 3: 2}, labels)
         return class_of_label(labels, self.kind, self.border)
@@ -48,60 +55,37 @@ class Semantic(AbstractTask):
     def loss(self, logits: Float[Array, "h w k"], target: UInt8[Array, "h w"]) -> Float[Array, ""]:
         return softmax_loss(logits, target)
 
-    def probability(self, logits: Float[Array, "*b h w k"]) -> Float[Array, "*b h w k"]:
-        return jax.nn.softmax(logits, axis=-1)
+    def probability(
+        self, logits: Float[Array | np.ndarray, "*b h w k"]
+    ) -> Float[Array | np.ndarray, "*b h w k"]:
+        return (softmax if isinstance(logits, np.ndarray) else jax.nn.softmax)(logits, axis=-1)
 
     def prediction(
-        self, logits: Float[Array, "*b h w k"], threshold: Float[Array, ""] | float = 0.5
-    ) -> UInt8[Array, "*b h w"]:
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-
-    def iou(self, confusion: Confusion) -> Float[Array | np.ndarray, "*b"]:
-        return _mean(*_class_iou(confusion))
-
-    def dice(self, confusion: Confusion) -> Float[Array | np.ndarray, "*b"]:
-        return _mean(*_class_dice(confusion))
+        self,
+        logits: Float[Array | np.ndarray, "*b h w k"],
+        threshold: Float[Array, ""] | float = 0.5,
+    ) -> UInt8[Array | np.ndarray, "*b h w"]:
+        return logits.argmax(axis=-1).astype(np.uint8)
 
     def columns(self, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
-        iou, is_present = _class_iou(confusion)
-        named = zip(self.classes, iou.T, is_present.T, strict=True)
+        counts = self.counts(confusion)
+        named = zip(self.classes, counts.iou.T, _is_present(counts).T, strict=True)
         return {f"iou_{name}": np.where(here, scores, np.nan) for name, scores, here in named}
 
     def details(self, confusion: Int[np.ndarray, "n k k"], interval: Any) -> dict[str, Any]:
-        (iou, is_present), (dice, _) = _class_iou(confusion), _class_dice(confusion)
-        pooled, is_anywhere = _class_iou(confusion.sum(axis=0))
+        counts, pooled = self.counts(confusion), self.counts(confusion.sum(axis=0))
         per_class = {}
         for k, name in enumerate(self.classes):
-            here = is_present[:, k]
+            here = _is_present(counts)[:, k]
             per_class[name] = {
-                "iou": interval(iou[here, k]) if here.any() else None,
-                "dice": interval(dice[here, k]) if here.any() else None,
-                "pooled_iou": float(pooled[k]) if is_anywhere[k] else None,
+                "iou": interval(np.asarray(counts.iou)[here, k]) if here.any() else None,
+                "dice": interval(np.asarray(counts.dice)[here, k]) if here.any() else None,
+                "pooled_iou": float(pooled.iou[k]) if here.any() else None,
                 "images": int(here.sum()),
             }
         return {"per_class": per_class, "confusion": confusion.sum(axis=0).tolist()}
 
 
-Scores = tuple[Float[Array | np.ndarray, "*b k"], Bool[Array | np.ndarray, "*b k"]]
-
-
-def _class_iou(confusion: Confusion) -> Scores:
-    overlap, truth, predicted = _sums(confusion)
-    union = truth + predicted - overlap
-    return (overlap + EPSILON) / (union + EPSILON), union > 0
-
-
-def _class_dice(confusion: Confusion) -> Scores:
-    overlap, truth, predicted = _sums(confusion)
-    return (2 * overlap + EPSILON) / (truth + predicted + EPSILON), truth + predicted > 0
-
-
-def _sums(confusion: Confusion) -> tuple[Any, Any, Any]:
-    return confusion.diagonal(0, -2, -1), confusion.sum(axis=-1), confusion.sum(axis=-2)
-
-
-def _mean(
-    score: Float[Array | np.ndarray, "*b k"], is_present: Bool[Array | np.ndarray, "*b k"]
-) -> Float[Array | np.ndarray, "*b"]:
-    present = is_present.sum(axis=-1)
-    return ((score * is_present).sum(axis=-1) + (present == 0)) / (present + (present == 0))
+def _is_present(counts: Counts) -> Bool[Array | np.ndarray, "n k"]:
+    """Whether an image's truth or prediction has a class."""
+    return counts.tp + counts.fp + counts.fn > 0

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -13,12 +13,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from ..config import Border, Labels
 from ..data.complaints import some_of
 from ..errors import InputError
+from .metrics import Counts
 
 IGNORED = 255
 """Target of a pixel that does not count."""
-
-EPSILON = 1e-6
-"""Of scores and of soft Dice, as the Flax original has it: nothing predicted of nothing is 1."""
 
 # The class of each raw label; those that have a border, by what it counts as.
 _PLAIN: Mapping[Labels, Mapping[int, int]] = {
@@ -38,6 +36,9 @@ _BORDERED: Mapping[Labels, Mapping[Border, Mapping[int, int]]] = {
     },
 }
 
+Score = Literal["iou", "dice", "precision", "recall"]
+SCORES: tuple[Score, ...] = get_args(Score)
+
 Confusion = Int[Array | np.ndarray, "*b k k"]
 """Pixels by true class (rows) and predicted class (columns)."""
 
@@ -45,7 +46,8 @@ Confusion = Int[Array | np.ndarray, "*b k k"]
 class AbstractTask(eqx.Module):
     """What a network's outputs are trained for, and how they are decoded and scored.
 
-    Tasks hold plain values alone, so they cost nothing to pass into a compiled function.
+    Tasks hold plain values alone, so they cost nothing to pass into a compiled function. Targets,
+    probabilities and predictions of NumPy arrays are NumPy arrays, which nothing is compiled for.
 
     - `classes`: names, by index; background first where there is one.
     - `kind`: what the values of raw labels mean.
@@ -85,7 +87,9 @@ class AbstractTask(eqx.Module):
         """Of each class, in RGB."""
 
     @abstractmethod
-    def targets(self, labels: UInt8[Array | np.ndarray, "*b h w"]) -> UInt8[Array, "*b h w"]:
+    def targets(
+        self, labels: UInt8[Array | np.ndarray, "*b h w"]
+    ) -> UInt8[Array | np.ndarray, "*b h w"]:
         """Each pixel's class, from raw labels; `IGNORED` where it does not count."""
 
     @abstractmethod
@@ -93,22 +97,42 @@ class AbstractTask(eqx.Module):
         """Of one image, in float32."""
 
     @abstractmethod
-    def probability(self, logits: Float[Array, "*b h w k"]) -> Float[Array, "..."]:
+    def probability(
+        self, logits: Float[Array | np.ndarray, "*b h w k"]
+    ) -> Float[Array | np.ndarray, "..."]:
         """Of each class; of foreground alone, without an axis for it, where that is all."""
 
     @abstractmethod
     def prediction(
-        self, logits: Float[Array, "*b h w k"], threshold: Float[Array, ""] | float = 0.5
-    ) -> UInt8[Array, "*b h w"]:
+        self,
+        logits: Float[Array | np.ndarray, "*b h w k"],
+        threshold: Float[Array, ""] | float = 0.5,
+    ) -> UInt8[Array | np.ndarray, "*b h w"]:
         """The class of each pixel."""
 
+    @property
     @abstractmethod
-    def iou(self, confusion: Confusion) -> Float[Array | np.ndarray, "*b"]:
-        """The score of an image by which checkpoints are chosen."""
+    def scored_classes(self) -> tuple[int, ...]:
+        """Indices of the classes that are scored."""
 
-    @abstractmethod
-    def dice(self, confusion: Confusion) -> Float[Array | np.ndarray, "*b"]:
-        """The Dice coefficient of an image, taken like `iou`."""
+    def counts(self, confusion: Confusion) -> Counts:
+        """Pixels of each scored class against all others, on the last axis."""
+        truth, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+        tp = confusion.diagonal(0, -2, -1)
+        total = confusion.sum(axis=(-2, -1))[..., None]
+        counts = Counts(tp, fp=predicted - tp, fn=truth - tp, tn=total - truth - predicted + tp)
+        return Counts(*(array[..., list(self.scored_classes)] for array in counts))
+
+    def score(self, name: Score, confusion: Confusion) -> Float[Array | np.ndarray, "*b"]:
+        """An image's score: the mean over the scored classes of its truth or its prediction.
+
+        A class that is in neither has no part in it; where there is none, the score is 1.
+        """
+        counts = self.counts(confusion)
+        is_present = counts.tp + counts.fp + counts.fn > 0
+        present = is_present.sum(axis=-1)
+        total = (getattr(counts, name) * is_present).sum(axis=-1)
+        return (total + (present == 0)) / (present + (present == 0))
 
     @abstractmethod
     def columns(self, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
@@ -126,18 +150,18 @@ class AbstractTask(eqx.Module):
 
 def class_of_label(
     labels: UInt8[Array | np.ndarray, "*b h w"], kind: Labels, border: Border
-) -> UInt8[Array, "*b h w"]:
+) -> UInt8[Array | np.ndarray, "*b h w"]:
     """Each pixel's class, by what a kind of labels means; `IGNORED` for values it does not have."""
     return look_up(_PLAIN.get(kind) or _BORDERED[kind][border], labels)
 
 
 def look_up(
     classes: Mapping[int, int], labels: UInt8[Array | np.ndarray, "*b h w"]
-) -> UInt8[Array, "*b h w"]:
+) -> UInt8[Array | np.ndarray, "*b h w"]:
     """Each pixel's class by its label; `IGNORED` for labels without one."""
     table = np.full(256, IGNORED, np.uint8)
     table[list(classes)] = list(classes.values())
-    return jnp.asarray(table)[jnp.asarray(labels)]
+    return table[labels] if isinstance(labels, np.ndarray) else jnp.asarray(table)[labels]
 
 
 def confusion_matrix(

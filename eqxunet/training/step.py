@@ -191,8 +191,8 @@ def train_step(
     skipped = jnp.where(finite, 0, train_state.skipped + 1)
     iou = jnp.mean(
         jax.vmap(
-            lambda logits, target: task.iou(
-                confusion_matrix(task.prediction(logits), target, len(task.classes))
+            lambda logits, target: task.score(
+                "iou", confusion_matrix(task.prediction(logits), target, len(task.classes))
             )
         )(logits, targets)
     )
