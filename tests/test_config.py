@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from eqxunet import ModelConfig, TrainConfig
@@ -13,13 +14,12 @@ from eqxunet.errors import InputError
     [
         ({"encoder": "Scratch"}, "encoder='Scratch' .* give 'scratch', if that is what was meant"),
         ({"encoder": "resnet50"}, "give 'resnet10', .* or one of 'scratch', 'resnet10'"),
-        ({"encoder": "vgg"}, "give one of 'scratch', 'resnet10' "),
+        ({"encoder": "vgg"}, "give one of 'scratch', 'resnet10'"),
         ({"encoder": None}, "encoder=None"),
         ({"channels": ()}, r"channels=\(\) .* tuple of two or more whole numbers"),
         ({"channels": (8,)}, r"channels=\(8,\)"),
         ({"channels": (8, 0)}, r"channels=\(8, 0\)"),
         ({"channels": (8, 16.0)}, r"channels=\(8, 16.0\)"),
-        ({"channels": [8, 16]}, r"channels=\[8, 16\] .* give a tuple"),
         ({"channels": 8}, "channels=8"),
         (
             {"encoder": "resnet10", "channels": (8, 16)},
@@ -60,6 +60,7 @@ def test_models_that_cannot_be(given, message):
         ({"batch_size": 0}, r"batch_size=0 .* whole number from 1 up \(default 16\)"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"epochs": 0}, "epochs=0"),
+        ({"epochs": True}, "epochs=True"),
         ({"epochs": None}, "epochs=None"),
         ({"steps": 0}, "steps=0"),
         ({"accumulate": 0}, "accumulate=0"),
@@ -85,3 +86,12 @@ def test_the_least_that_works():
 def test_what_is_derived_is_checked_too():
     with pytest.raises(InputError, match="lr=-1"):
         dataclasses.replace(TrainConfig(), lr=-1)
+
+
+def test_numbers_of_numpy_and_lists_become_pythons_own():
+    model = ModelConfig(channels=[np.int64(8), 16], size=np.int32(64))
+    assert model == ModelConfig(channels=(8, 16), size=64)
+    train = TrainConfig(batch_size=np.int64(4), lr=np.float32(0.5))
+    assert train == TrainConfig(batch_size=4, lr=0.5)
+    values = [*model.channels, model.size, train.batch_size, train.lr]
+    assert [type(value) for value in values] == [int, int, int, int, float]

@@ -1,11 +1,12 @@
 """Options that several commands take."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 
-def _threshold(text: str) -> float | str:
+def read_threshold(text: str) -> float | Literal["auto"]:
+    """A threshold as it is typed."""
     if text == "auto":
         return text
     try:
@@ -18,9 +19,9 @@ def _threshold(text: str) -> float | str:
 
 
 Threshold = Annotated[
-    str,
+    Any,
     typer.Option(
-        parser=_threshold,
+        parser=read_threshold,
         metavar="FLOAT|auto",
         help="Probability that counts as foreground; auto takes the one with the best Dice on "
         "validation images.",

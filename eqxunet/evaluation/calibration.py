@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -14,7 +15,7 @@ from ..data.example import Progress
 from ..tasks import IGNORED
 from ..tasks.metrics import Counts
 from .details import LEVELS, histogram, to_levels
-from .predictor import Predictor, as_temperature
+from .predictor import Predictor
 
 _PIXELS = 2**20  # that a temperature is fitted to
 _BINS = 15
@@ -56,9 +57,9 @@ def calibrate(
 
     - `progress`: called with how many of how many images are done; each is looked at twice.
     """
-    plain = dataclasses.replace(predictor, temperature=as_temperature(1.0))
+    plain = dataclasses.replace(predictor, temperature=1.0)
     temperature = _fit_temperature(plain, split, progress)
-    predictor = dataclasses.replace(predictor, temperature=as_temperature(temperature))
+    predictor = dataclasses.replace(predictor, temperature=temperature)
     before, after = np.zeros((3, _BINS)), np.zeros((3, _BINS))
     histograms = []
     for done, logits, target in _logits(predictor, split):
@@ -125,7 +126,8 @@ def _fit_temperature(predictor: Predictor, split: Split, progress: Progress | No
         targets.append(here[here != IGNORED])
         if progress is not None:
             progress(done, 2 * len(split))
-    scores, truth = np.concatenate(logits), np.concatenate(targets)
+    scores: np.ndarray = np.concatenate(logits)
+    truth = np.concatenate(targets)
     if not len(truth):
         return 1.0
     if scores.shape[-1] == 1:  # foreground against a background of 0
@@ -134,7 +136,8 @@ def _fit_temperature(predictor: Predictor, split: Split, progress: Progress | No
 
     def cross_entropy(log_temperature: float) -> float:
         heat = np.float32(np.exp(-log_temperature))
-        return float(np.mean(logsumexp(scores * heat, axis=-1) - of_truth * heat))
+        of_all: Any = logsumexp(scores * heat, axis=-1)
+        return float(np.mean(of_all - of_truth * heat))
 
     found = minimize_scalar(cross_entropy, bounds=np.log(_TEMPERATURES), method="bounded")
     return float(np.exp(found.x))

@@ -1,7 +1,7 @@
 """What is said of each image beyond its counts, and what a report shows of it."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -61,5 +61,5 @@ def histogram(
 
 def joined(parts: Sequence[Details]) -> Details:
     """The details of all images."""
-    columns = zip(*parts, strict=True)
-    return Details(*(None if column[0] is None else np.concatenate(column) for column in columns))
+    columns: Iterable[Any] = zip(*parts, strict=True)
+    return Details(*(None if column[0] is None else np.concatenate(column) for column in columns))  # pyright: ignore[reportArgumentType]

@@ -28,6 +28,11 @@ def forward(
     return batched(model)(images, state)[0].astype(jnp.float32)
 
 
+def _as_array(value: float | Float[np.ndarray, ""]) -> Float[np.ndarray, ""]:
+    """Data of a compiled program, which is the same for all temperatures."""
+    return np.asarray(value, np.float32)
+
+
 class Predictor(eqx.Module):
     """A model's way from images to logits, the same for scores, reports and files.
 
@@ -40,7 +45,7 @@ class Predictor(eqx.Module):
     state: eqx.nn.State
     task: AbstractTask
     batch_size: int = eqx.field(static=True, default=16)
-    temperature: Float[np.ndarray, ""] = np.ones((), np.float32)
+    temperature: Float[Array | np.ndarray, ""] = eqx.field(default=1.0, converter=_as_array)
 
     def forward(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         """Logits of one batch, at its size; may be traced."""
@@ -85,11 +90,6 @@ class Predictor(eqx.Module):
     ) -> UInt8[Array | np.ndarray, "*b h w"]:
         """The class of each pixel."""
         return self.task.prediction(logits / self.temperature, threshold)
-
-
-def as_temperature(value: float) -> Float[np.ndarray, ""]:
-    """As data of a compiled program, which is the same for all temperatures."""
-    return np.asarray(value, np.float32)
 
 
 def resize_logits(

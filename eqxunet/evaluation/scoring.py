@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -53,6 +54,11 @@ class Scores:
         return np.asarray(self.by_border[self.task.border])
 
     @property
+    def loss(self) -> float | None:
+        """The mean over images."""
+        return None if self.losses is None else float(np.mean(self.losses))
+
+    @property
     def iou(self) -> Float[np.ndarray, " n"]:
         """Of each image."""
         return np.asarray(self.task.score("iou", self.confusion))
@@ -87,12 +93,12 @@ def score(
         results = jax.device_get(
             _score_batch(predictor, batch.images, batch.labels, limit, is_detailed=is_detailed)
         )
-        *counted, shown = jax.tree.map(lambda x, n=real: x[:n], results)
-        losses.append(counted[0])
-        confusions.append(counted[1])
-        if is_detailed:
+        loss, counts, shown = jax.tree.map(lambda x, n=real: x[:n], results)
+        losses.append(loss)
+        confusions.append(counts)
+        if shown is not None:
             targets = np.asarray(task.targets(np.asarray(batch.labels[:real])))
-            details.append(_details(task, *shown, targets))
+            details.append(_details(task, shown[0], shown[1], targets))
         done += real
         if progress is not None:
             progress(done, len(split))
@@ -114,7 +120,7 @@ def _score_batch(
     threshold: Float[Array, ""],
     *,
     is_detailed: bool,
-) -> tuple[Float[Array, " b"], Policies, tuple[UInt8[Array, "b h w"], Array | None] | None]:
+) -> tuple[Float[Array, " b"], Policies, tuple[Array, Array | None] | None]:
     task, labels = predictor.task, jnp.asarray(labels)
     logits = predictor.forward(to_float(images))
     prediction = jnp.asarray(predictor.prediction(logits, threshold))
@@ -124,10 +130,10 @@ def _score_batch(
         counts[border] = jax.vmap(lambda p, t: confusion_matrix(p, t, len(task.classes)))(
             prediction, target
         )
-    losses = jax.vmap(task.loss)(logits, task.targets(labels))
+    losses = jax.vmap(task.loss)(logits, jnp.asarray(task.targets(labels)))
     if not is_detailed:
         return losses, counts, None
-    probability = predictor.probability(logits) if task.outputs == 1 else None
+    probability = jnp.asarray(predictor.probability(logits)) if task.outputs == 1 else None
     return losses, counts, (prediction, probability)
 
 
@@ -213,7 +219,8 @@ def _borders(task: AbstractTask) -> tuple[Border, ...]:
     return BORDERS if task.has_border else (task.border,)
 
 
-def _joined(confusions: list[Policies]) -> Policies:
+def _joined(confusions: Sequence[Any]) -> Policies:
+    """The policies of all images."""
     return jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.int64), *confusions)
 
 

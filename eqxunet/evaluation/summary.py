@@ -37,7 +37,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
         "threshold": scores.threshold,
         "border": task.border,
         "classes": list(task.classes),
-        "loss": None if scores.losses is None else float(np.mean(scores.losses)),
+        "loss": scores.loss,
         **own,
         **{name: _mean_with_interval(columns[name]) for name in columns if name not in own},
         **task.details(confusion, _mean_with_interval),

@@ -125,16 +125,16 @@ def _train_record(window: Sequence[StepMetrics], step: int, epoch_steps: int) ->
     }
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: float | None) -> float | None:
     """JSON has no NaN."""
-    return float(value) if np.isfinite(value) else None
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _validate(trainer: Trainer, train_state: TrainState, split: Split) -> Mapping[str, Any]:
     model = eqx.nn.inference_mode(trainer.model(train_state))
     scores = score(Predictor(model, train_state.state, trainer.task), split)
     return {
-        "val/loss": _finite(float(np.mean(scores.losses))),
+        "val/loss": _finite(scores.loss),
         "val/iou": float(np.mean(scores.iou)),
         "val/dice": float(np.mean(trainer.task.score("dice", scores.confusion))),
         "val/baseline_iou": baseline(trainer.task, scores.confusion)["iou"],

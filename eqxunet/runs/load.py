@@ -13,7 +13,6 @@ from jaxtyping import Float
 
 from ..errors import InputError, IntegrityError
 from ..evaluation import Calibration, Predictor, predictor
-from ..evaluation.predictor import as_temperature
 from ..models import UNet, build
 from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state, select
 from ..tasks import AbstractTask
@@ -44,7 +43,7 @@ class Run:
     def predictor(self, *, batch_size: int = 16) -> Predictor:
         """Its way from images to logits, and with its calibration to probabilities."""
         temperature = 1.0 if self.calibration is None else self.calibration.temperature
-        return Predictor(self.model, self.state, self.task, batch_size, as_temperature(temperature))
+        return Predictor(self.model, self.state, self.task, batch_size, temperature)
 
     def __repr__(self) -> str:
         return (

@@ -1,9 +1,10 @@
 """Scores of a mask's outline: boundary IoU, and Hausdorff distance in pixels."""
 
 import math
+from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Shaped
 from scipy import ndimage
 
 _WIDTH = 0.02  # of a boundary, as a share of the image's diagonal
@@ -23,9 +24,9 @@ def boundary_iou(
 
     - `pred`, `mask`: nonzero is foreground.
     """
-    pred, mask = np.asarray(pred) != 0, np.asarray(mask) != 0
+    ours, theirs = _foreground(pred), _foreground(mask)
     width = max(1, round(_WIDTH * math.hypot(*mask.shape)))
-    ours, theirs = _boundary(pred, width), _boundary(mask, width)
+    ours, theirs = _boundary(ours, width), _boundary(theirs, width)
     union = np.count_nonzero(ours | theirs)
     return np.count_nonzero(ours & theirs) / union if union else 1.0
 
@@ -43,13 +44,17 @@ def hausdorff95(
 
     - `pred`, `mask`: nonzero is foreground.
     """
-    pred, mask = np.asarray(pred) != 0, np.asarray(mask) != 0
-    if not pred.any() or not mask.any():
-        return math.hypot(*mask.shape) if pred.any() or mask.any() else 0.0
-    rows, columns = (np.flatnonzero((pred | mask).any(axis=axis)) for axis in (1, 0))
+    ours, theirs = _foreground(pred), _foreground(mask)
+    if not ours.any() or not theirs.any():
+        return math.hypot(*mask.shape) if ours.any() or theirs.any() else 0.0
+    rows, columns = (np.flatnonzero((ours | theirs).any(axis=axis)) for axis in (1, 0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    ours, theirs = _outline(pred[window]), _outline(mask[window])
-    return float(max(_distance95(ours, theirs), _distance95(theirs, ours)))
+    ours, theirs = _outline(ours[window]), _outline(theirs[window])
+    return max(_distance95(ours, theirs), _distance95(theirs, ours))
+
+
+def _foreground(mask: Shaped[Array | np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    return np.asarray(mask) != 0
 
 
 def _boundary(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
@@ -61,5 +66,6 @@ def _outline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return mask & ~ndimage.binary_erosion(mask, _CROSS)
 
 
-def _distance95(of: Bool[np.ndarray, "h w"], to: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, ""]:
-    return np.percentile(ndimage.distance_transform_edt(~to)[of], 95)
+def _distance95(of: Bool[np.ndarray, "h w"], to: Bool[np.ndarray, "h w"]) -> float:
+    distances: Any = ndimage.distance_transform_edt(~to)
+    return float(np.percentile(distances[of], 95))

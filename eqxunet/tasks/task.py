@@ -165,7 +165,9 @@ def look_up(
 
 
 def confusion_matrix(
-    prediction: UInt8[Array, "h w"], target: UInt8[Array, "h w"], classes: int
+    prediction: UInt8[Array | np.ndarray, "h w"],
+    target: UInt8[Array | np.ndarray, "h w"],
+    classes: int,
 ) -> Int[Array, "k k"]:
     """Counts one image's pixels by true class (rows) and predicted class (columns)."""
     # Exact below 2**24 pixels an entry; one product, where a histogram would be a scatter.

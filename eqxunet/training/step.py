@@ -173,7 +173,7 @@ def train_step(
     trainer, batch = inputs
     task = trainer.task
     images, labels = prepare(trainer, batch, train_state.step)
-    targets = task.targets(labels)
+    targets = jnp.asarray(task.targets(labels))
     gradient, loss, state, logits = batch_gradient(
         trainer, train_state.trainable, train_state.state, (images, targets)
     )
