@@ -101,7 +101,7 @@ def test_what_cannot_be_meant_is_answered_in_a_line_or_two(places, arguments, co
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code, result.output
     said = result.stderr.strip().splitlines()
-    message = [line for line in said if not line.startswith(("Usage:", "Try "))]
+    message = [line for line in said if line and not line.startswith(("Usage:", "Try "))]
     assert 1 <= len(message) <= 2 and message[0].lower().startswith("error:"), result.stderr
     assert "Traceback" not in result.output
     assert sorted(places.rglob("*")) == before

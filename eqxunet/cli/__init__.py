@@ -56,11 +56,13 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except (EqxunetError, OSError, KeyboardInterrupt) as error:
+        except (EqxunetError, OSError, KeyboardInterrupt, MemoryError) as error:
             if ctx.params["debug"]:
                 raise
             if isinstance(error, KeyboardInterrupt):
                 code, message = 130, "interrupted"
+            elif isinstance(error, MemoryError):
+                code, message = 2, "out of memory; lower --size, or how many images there are"
             elif isinstance(error, EqxunetError):
                 code, message = error.exit_code, str(error)
             else:

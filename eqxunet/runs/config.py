@@ -75,7 +75,7 @@ class RunConfig:
         object.__setattr__(self, "data", absolute(self.data))
         object.__setattr__(self, "data_dir", absolute(self.data_dir))
         if self.start is not None:  # `latest` will be another run
-            object.__setattr__(self, "start", str(Path(self.start).expanduser().resolve()))
+            object.__setattr__(self, "start", os.path.realpath(os.path.expanduser(self.start)))
         object.__setattr__(self, "weights", str(self.weights))
         if self.weights != "auto" and not self.model.has_pretrained_weights:
             raise InputError(

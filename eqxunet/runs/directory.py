@@ -1,5 +1,6 @@
 """Run directories: what may be written where, and by whom."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -112,6 +113,9 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
         if {path.name for path in directory.iterdir()} <= {_LOCK}:
             shutil.rmtree(directory)  # a run that never started leaves nothing
+            if directory.parent == Path(os.path.realpath(RUNS)):
+                with contextlib.suppress(OSError):  # it holds other runs
+                    directory.parent.rmdir()
 
 
 def point_latest(directory: Path) -> None:

@@ -62,7 +62,7 @@ def load_run(
     Raises InputError where the directory holds no run, or none that was validated, IntegrityError
     where every checkpoint is damaged.
     """
-    directory = Path(directory).resolve()
+    directory = Path(os.path.realpath(directory))
     config = RunConfig.read(directory)
     restored = restore(directory / "checkpoints", "best")
     if restored is None:

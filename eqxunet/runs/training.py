@@ -98,12 +98,14 @@ def run_training(
         config = config or RunConfig()
         kind = label_kind(config.data, task=config.task, labels=config.labels)
         config = dataclasses.replace(config, labels=kind)
+        if config.start:
+            RunConfig.read(Path(config.start))  # before images are decoded
         if directory is None:
             chosen = new_directory(config.model.encoder)
         else:
             chosen = Path(directory)
             check_directory(chosen, overwrite=True)
-    chosen = chosen.resolve()
+    chosen = Path(os.path.realpath(chosen))
     try:
         with locked(chosen):
             if not resume:
