@@ -63,7 +63,7 @@ def _print(metrics: dict[str, Any]) -> None:
         by_border = {metrics["border"]: by_border["ignore"]}  # there are no borders
         table.columns[0].header = ""
     for border, scores in by_border.items():
-        cells = [_interval(scores[name]) for name in ("iou", "dice")]
+        cells = [interval(scores[name]) for name in ("iou", "dice")]
         cells += [f"{scores[name]['iou']:.3f}" for name in ("pooled", "baseline")]
         style = "bold" if border == metrics["border"] and len(by_border) > 1 else None
         name = "not counted" if border == "ignore" else border
@@ -75,7 +75,7 @@ def _print(metrics: dict[str, Any]) -> None:
             pooled = scores["pooled_iou"]
             classes.add_row(
                 name,
-                *(_interval(scores[kind]) for kind in ("iou", "dice")),
+                *(interval(scores[kind]) for kind in ("iou", "dice")),
                 "" if pooled is None else f"{pooled:.3f}",
                 str(scores["images"]),
             )
@@ -86,9 +86,10 @@ def _print(metrics: dict[str, Any]) -> None:
     )
 
 
-def _interval(score: dict[str, Any] | None) -> str:
+def interval(score: dict[str, Any] | None, sign: str = "") -> str:
+    """A mean with its interval, for a table; with "+" before what is not negative, or without."""
     if score is None:
         return "in no image"
-    interval = score["ci95"]
-    ends = f" \\[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-    return f"{score['mean']:.3f}{ends}"
+    low_high = score["ci95"]
+    ends = f" \\[{low_high[0]:{sign}.3f}, {low_high[1]:{sign}.3f}]" if low_high else ""
+    return f"{score['mean']:{sign}.3f}{ends}"

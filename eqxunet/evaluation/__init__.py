@@ -1,5 +1,6 @@
 """What a trained model predicts, and what that scores."""
 
+from .intervals import mean_intervals as mean_intervals
 from .predictor import Predictor as Predictor
 from .predictor import as_rgb as as_rgb
 from .predictor import forward as forward

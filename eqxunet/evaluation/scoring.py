@@ -17,6 +17,7 @@ from ..data.batches import padded_batches
 from ..data.example import Progress
 from ..models import UNet
 from ..tasks import AbstractTask, confusion_matrix
+from .intervals import mean_intervals
 from .predictor import forward
 
 BORDERS: tuple[Border, ...] = ("foreground", "background", "ignore")
@@ -179,11 +180,4 @@ def _reduce(task: AbstractTask, confusion: Int[np.ndarray, "n k k"]) -> dict[str
 
 
 def _mean_with_interval(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    if len(values) < 2:
-        return {"mean": float(np.mean(values)), "ci95": None}
-    from scipy import stats
-
-    interval = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return {"mean": float(np.mean(values)), "ci95": [float(interval.low), float(interval.high)]}
+    return mean_intervals(values[:, None])[0]

@@ -14,7 +14,7 @@ from ..config import TrainConfig
 from ..data import Split
 from ..data.batches import steps_per_epoch
 from ..errors import DivergedError
-from ..evaluation import baseline, score
+from ..evaluation import Predictor, baseline, score
 from ..training import (
     StepMetrics,
     Trainer,
@@ -27,6 +27,8 @@ from ..training.arrays import to_arrays
 from ..training.checkpoint import BEST, Writer
 from .directory import append_metrics
 from .observer import Observer
+from .snapshots import IMAGES, keep_snapshot
+from .tensorboard import Log
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def train_epochs(
     checkpoints: Writer,
     records: list[dict[str, Any]],
     observer: Observer,
+    log: Log | None,
 ) -> Outcome:
     """Trains to the end, until patience is out, or until the observer stops it.
 
@@ -81,11 +84,17 @@ def train_epochs(
                 record["lr"] = float(np.asarray(schedule(step - 1)))
                 tell(step, "validating")
                 validated = with_precise_statistics(trainer, trained, train_split)
-                record |= _validate(trainer, validated, val_split)
+                predictor = _predictor(trainer, validated)
+                record |= _validate(predictor, val_split)
                 records.append(record)
                 best = best_of(records)
                 checkpoints.save(step, to_arrays(trainer, validated), {BEST: record[BEST]})
                 append_metrics(directory, record)
+                logits = predictor.logits(val_split.images[:IMAGES])
+                predictions = np.asarray(predictor.prediction(logits))
+                keep_snapshot(directory, predictions, records, best)
+                if log:
+                    log(record, predictor.task.colours[predictions])
                 window = []
                 if observer.record(record, best is record):
                     break
@@ -130,12 +139,17 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _validate(trainer: Trainer, train_state: TrainState, split: Split) -> Mapping[str, Any]:
+def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
     model = eqx.nn.inference_mode(trainer.model(train_state))
-    scores = score(model, train_state.state, split, trainer.task)
+    return Predictor(model, train_state.state, trainer.task, batch_size=IMAGES)
+
+
+def _validate(predictor: Predictor, split: Split) -> Mapping[str, Any]:
+    task = predictor.task
+    scores = score(predictor.model, predictor.state, split, task)
     return {
         "val/loss": _finite(float(np.mean(scores.losses))),
         "val/iou": float(np.mean(scores.iou)),
-        "val/dice": float(np.mean(trainer.task.dice(scores.confusion))),
-        "val/baseline_iou": baseline(trainer.task, scores.confusion)["iou"],
+        "val/dice": float(np.mean(task.dice(scores.confusion))),
+        "val/baseline_iou": baseline(task, scores.confusion)["iou"],
     }

@@ -16,7 +16,7 @@ from .config import RunConfig, absolute
 from .load import Run
 from .observer import Observer
 from .pictures import draw_examples
-from .scores import check_same_images, check_scores, scores_directory
+from .scores import check_same_images, check_scores, check_threshold, scores_directory
 from .splits import load
 
 
@@ -48,12 +48,7 @@ def evaluate(
     Raises InputError where `out` holds something else, and what `load_split` raises.
     """
     observer = observer or Observer()
-    if not 0 <= threshold <= 1:
-        raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
-    if run.config.task != "binary" and threshold != 0.5:
-        raise InputError(
-            f"there is no threshold where there are several classes; leave out {threshold}"
-        )
+    check_threshold(threshold, run.config)
     config = _config(run, data=data, data_dir=data_dir, limit=limit)
     conditions = {
         "data": config.data,
@@ -64,13 +59,13 @@ def evaluate(
     folder = Path(out) if out else scores_directory(run, **conditions)
     if not overwrite:
         check_scores(folder, conditions | ({"run": str(run.directory)} if out else {}))
-    for warning in _warnings(run, config, split):
+    for warning in warnings_about(run, config, split):
         observer.warn(warning)
     arrays = load(config, split, observer)
     for note in arrays.notes:
         observer.warn(note)
     task = dataclasses.replace(run.task, kind=arrays.kind)
-    _check_classes(run, arrays)
+    check_classes(run, arrays)
     with observer.progress(f"scoring {split} images") as progress:
         scores = score(run.model, run.state, arrays, task, threshold=threshold, progress=progress)
     with observer.stage("intervals and pictures"):
@@ -105,7 +100,8 @@ def _config(run: Run, *, data: str | None, data_dir: str | None, limit: int | No
     return dataclasses.replace(config, labels=labels)
 
 
-def _warnings(run: Run, config: RunConfig, split: SplitName) -> list[str]:
+def warnings_about(run: Run, config: RunConfig, split: SplitName) -> list[str]:
+    """What one should know of scores of a run on a split, or on other data."""
     warnings = []
     if warning := check_same_images(run, config):
         warnings.append(warning)
@@ -116,7 +112,7 @@ def _warnings(run: Run, config: RunConfig, split: SplitName) -> list[str]:
     return warnings
 
 
-def _check_classes(run: Run, split: Split) -> None:
+def check_classes(run: Run, split: Split) -> None:
     """Raises InputError where a split has classes that a run has not learnt, or others."""
     if run.config.task != "semantic":
         return

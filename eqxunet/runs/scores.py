@@ -31,13 +31,28 @@ def scores_directory(
     return run.directory / "eval" / "-".join(parts)
 
 
-def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
-    """Raises InputError where a directory holds other scores, or something else."""
+def check_threshold(threshold: float, config: RunConfig) -> None:
+    """Raises InputError where a threshold cannot be meant."""
+    if not 0 <= threshold <= 1:
+        raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
+    if config.task != "binary" and threshold != 0.5:
+        raise InputError(
+            f"there is no threshold where there are several classes; leave out {threshold}"
+        )
+
+
+def check_scores(out: Path, conditions: Mapping[str, Any], file: str = "metrics.json") -> None:
+    """Raises InputError where a directory holds other scores, or something else.
+
+    Arguments:
+
+    - `file`: which holds scores and their conditions.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name another folder")
     written = sorted(path.name for path in out.iterdir()) if out.exists() else []
     try:
-        before = json.loads((out / "metrics.json").read_text()) if written else conditions
+        before = json.loads((out / file).read_text()) if written else conditions
         changed = [f"{k} {before[k]}" for k, v in conditions.items() if before.get(k, v) != v]
     except (OSError, ValueError, AttributeError):
         changed = written
