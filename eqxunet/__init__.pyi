@@ -13,6 +13,7 @@ from .models import load_resnet10 as load_resnet10
 from .runs import Observer as Observer
 from .runs import Run as Run
 from .runs import RunConfig as RunConfig
+from .runs import compare as compare
 from .runs import evaluate as evaluate
 from .runs import load_run as load_run
 from .runs import predict as predict

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxunet.evaluation.summary import _mean_with_interval
+from eqxunet.evaluation import mean_intervals
 from eqxunet.tasks import IGNORED, TASKS, Binary, Semantic, confusion_matrix, losses, make_task
 
 RNG = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_an_image_of_which_nothing_counts_scores_1():
 
 def test_details_by_class():
     confusion = matrices()
-    details = THREE.details(confusion, _mean_with_interval)
+    details = THREE.details(confusion, mean_intervals)
     pooled = confusion.sum(0)
     assert details["confusion"] == pooled.tolist()
     dog = details["per_class"]["dog"]
@@ -98,7 +98,7 @@ def test_details_by_class():
 
 def test_a_class_in_no_image_has_no_score():
     details = Semantic(("a", "b", "c", "d")).details(
-        np.pad(matrices(), ((0, 0), (0, 1), (0, 1))), _mean_with_interval
+        np.pad(matrices(), ((0, 0), (0, 1), (0, 1))), mean_intervals
     )
     assert details["per_class"]["d"] == {
         "iou": None, "dice": None, "pooled_iou": None, "images": 0,

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import EqxunetError
+from .compare import compare
 from .console import console, errors
 from .data import data_app
 from .evaluate import evaluate
@@ -140,5 +141,6 @@ def main(
 
 app.command()(train)
 app.command(name="eval")(evaluate)
+app.command()(compare)
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")

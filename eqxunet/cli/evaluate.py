@@ -79,7 +79,7 @@ def _print(metrics: dict[str, Any]) -> None:
         by_border = {metrics["border"]: by_border["ignore"]}  # there are no borders
         table.columns[0].header = ""
     for border, scores in by_border.items():
-        cells = [_interval(scores[name]) for name in ("iou", "dice")]
+        cells = [interval(scores[name]) for name in ("iou", "dice")]
         cells += [f"{scores[name]['iou']:.3f}" for name in ("pooled", "baseline")]
         style = "bold" if border == metrics["border"] and len(by_border) > 1 else None
         name = "not counted" if border == "ignore" else border
@@ -90,7 +90,7 @@ def _print(metrics: dict[str, Any]) -> None:
         digits = 1 if key == "hd95" else 3
         pooled = metrics["pooled"].get(key)
         pooled = "" if pooled is None else f"{pooled:.3f}"
-        others.add_row(title, _interval(metrics[key], digits), pooled)
+        others.add_row(title, interval(metrics[key], digits=digits), pooled)
     console.print(others)
     for title in ("sizes", "groups"):
         if metrics[title] and len(metrics[title]) <= _MOST_GROUPS:
@@ -101,7 +101,7 @@ def _print(metrics: dict[str, Any]) -> None:
             pooled = scores["pooled_iou"]
             classes.add_row(
                 name,
-                *(_interval(scores[kind]) for kind in ("iou", "dice")),
+                *(interval(scores[kind]) for kind in ("iou", "dice")),
                 "" if pooled is None else f"{pooled:.3f}",
                 str(scores["images"]),
             )
@@ -121,13 +121,14 @@ def _breakdown(title: str, groups: dict[str, Any]) -> Table:
     for name, group in groups.items():
         share = group.get("share")
         what = f"{name}, {share[0]:.1%} to {share[1]:.1%} of the image" if share else escape(name)
-        table.add_row(what, _interval(group["iou"]), str(group["images"]))
+        table.add_row(what, interval(group["iou"]), str(group["images"]))
     return table
 
 
-def _interval(score: dict[str, Any] | None, digits: int = 3) -> str:
+def interval(score: dict[str, Any] | None, sign: str = "", *, digits: int = 3) -> str:
+    """A mean with its interval, for a table; with "+" before what is not negative, or without."""
     if score is None:
         return "in no image"
-    interval = score["ci95"]
-    ends = f" \\[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
-    return f"{score['mean']:.{digits}f}{ends}"
+    low_high, form = score["ci95"], f"{sign}.{digits}f"
+    ends = f" \\[{low_high[0]:{form}}, {low_high[1]:{form}}]" if low_high else ""
+    return f"{score['mean']:{form}}{ends}"

@@ -104,6 +104,9 @@ def train(
         bool, typer.Option(help="Go on with --run, or the latest run; longer with --epochs.")
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Delete what --run holds.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log every epoch into the run's tensorboard/.")
+    ] = False,
 ) -> None:
     """Trains a model; keeps its best checkpoint."""
     with stage("loading JAX"):
@@ -113,7 +116,9 @@ def train(
     before = RunConfig.read(run or RUNS / "latest") if resume else RunConfig()
     config = _configured(before, {n: v for n, v in context.params.items() if _given(context, n)})
     terminal = Terminal()
-    outcome = run_training(config, run, terminal, resume=resume, overwrite=overwrite)
+    outcome = run_training(
+        config, run, terminal, resume=resume, overwrite=overwrite, tensorboard=tensorboard
+    )
     option = f" --run {shlex.quote(display(outcome.directory))}"
     if terminal.received and not outcome.is_finished:
         received = terminal.received[0]

@@ -2,6 +2,7 @@
 
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
+from .intervals import mean_intervals as mean_intervals
 from .predictor import Predictor as Predictor
 from .predictor import as_rgb as as_rgb
 from .predictor import forward as forward

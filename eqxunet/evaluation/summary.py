@@ -1,7 +1,7 @@
 """Scores reduced: to what `metrics.json` and `per_image.csv` hold."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from ..tasks import AbstractTask
 from ..tasks.task import SCORES
+from .intervals import mean_intervals
 from .scoring import BORDERS, Scores
 
 _GROUP = re.compile(r"(.*[^\d_-])[_-]?\d+")
@@ -18,20 +19,21 @@ _SIZES = ("small", "medium", "large")
 def summarise(scores: Scores) -> dict[str, Any]:
     """Reduces scores to what `metrics.json` holds.
 
-    Scores are means over images with a 95% interval (percentile bootstrap over images, 9,999
-    resamples, seed 0; null for fewer than two images). `pooled` sums the pixels of all images
-    first. `baseline` has the means of predicting one class everywhere. `groups` and `sizes` have
-    the IoU of images by the group that names carry, as in Bengal_12, and by thirds of the
-    foreground's share of the image. `empty` counts images without foreground.
+    Scores are means over images with a 95% interval (`mean_intervals`). `pooled` sums the pixels
+    of all images first. `baseline` has the means of predicting one class everywhere. `groups` and
+    `sizes` have the IoU of images by the group that names carry, as in Bengal_12, and by thirds of
+    the foreground's share of the image. `empty` counts images without foreground.
     """
     task, confusion = scores.task, scores.confusion
-    by_border = {
-        border: _reduce(task, np.asarray(scores.by_border.get(border, confusion)))
-        for border in BORDERS
-    }
-    own = by_border[task.border]
+    own = {**_intervals(_columns(scores)), **_pooled(task, confusion)}
+    by_border = {}
+    for border in BORDERS:
+        counts = np.asarray(scores.by_border.get(border, confusion))
+        columns = {name: np.asarray(task.score(name, counts)) for name in ("iou", "dice")}
+        is_own = border == task.border or border not in scores.by_border
+        means = {name: own[name] for name in columns} if is_own else _intervals(columns)
+        by_border[border] = {**means, **_pooled(task, counts)}
     share, predicted = _foreground(confusion, axis=-1), _foreground(confusion, axis=-2)
-    columns = _columns(scores)
     return {
         "count": len(scores.names),
         "threshold": scores.threshold,
@@ -39,8 +41,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
         "classes": list(task.classes),
         "loss": scores.loss,
         **own,
-        **{name: _mean_with_interval(columns[name]) for name in columns if name not in own},
-        **task.details(confusion, _mean_with_interval),
+        **task.details(confusion, mean_intervals),
         "empty": {
             "truth": int(np.sum(share == 0)),
             "prediction": int(np.sum(predicted == 0)),
@@ -101,11 +102,14 @@ def _columns(scores: Scores) -> dict[str, Float[np.ndarray, " n"]]:
     return columns
 
 
-def _reduce(task: AbstractTask, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
+def _intervals(columns: dict[str, Float[np.ndarray, " n"]]) -> dict[str, Any]:
+    values = np.stack(list(columns.values()), axis=1)
+    return dict(zip(columns, mean_intervals(values), strict=True))
+
+
+def _pooled(task: AbstractTask, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
     pooled = confusion.sum(axis=0, keepdims=True)
     return {
-        "iou": _mean_with_interval(np.asarray(task.score("iou", confusion))),
-        "dice": _mean_with_interval(np.asarray(task.score("dice", confusion))),
         "pooled": {
             **{name: task.score(name, pooled).item() for name in SCORES},
             "accuracy": float(np.trace(pooled[0]) / max(pooled.sum(), 1)),
@@ -139,15 +143,4 @@ def _by_size(share: Float[np.ndarray, " n"], iou: Float[np.ndarray, " n"]) -> di
 
 
 def _of(chosen: Bool[np.ndarray, " n"], iou: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    return {"images": int(chosen.sum()), "iou": _mean_with_interval(iou[chosen])}
-
-
-def _mean_with_interval(values: Float[np.ndarray, " n"]) -> Mapping[str, Any]:
-    if len(values) < 2:
-        return {"mean": float(np.mean(values)), "ci95": None}
-    from scipy import stats
-
-    interval = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return {"mean": float(np.mean(values)), "ci95": [float(interval.low), float(interval.high)]}
+    return {"images": int(chosen.sum()), "iou": mean_intervals(iou[chosen, None])[0]}

@@ -21,26 +21,31 @@ _MOST_SHADES = 24
 
 
 def save_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss and validation scores against epochs.
+    """Draws loss, scores and the learning rate against epochs.
 
     Arguments:
 
     - `records`: the lines of `metrics.jsonl`.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, score = figure.subplots(1, 2)
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    panels = {
+        "loss": ("train/loss", "val/loss"),
+        "mean score of an image": ("train/iou", "val/iou", "val/dice"),
+        "learning rate at the end of the epoch": ("lr",),
+    }
     epochs = [record["epoch"] for record in records]
     marker = "o" if len(epochs) == 1 else None
-    for axes, names in ((loss, ("train/loss", "val/loss")), (score, ("val/iou", "val/dice"))):
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
             axes.plot(epochs, [r[name] for r in records], label=name, marker=marker)
-        axes.set_xlabel("epoch")
+        axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
-    loss.set_title("loss")
-    score.set_title("mean per-image score on the validation split")
+        if len(names) > 1:
+            axes.legend()
+    _, score, rate = figure.axes
     score.set_ylim(0, 1)
+    rate.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
 
 
@@ -71,8 +76,7 @@ def save_predictions(
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], frame_on=False)
-    palette = np.full((256, 3), _NOT_COUNTED, np.uint8)
-    palette[: len(colours)] = colours
+    palette = palette_of(colours)
     is_binary = probabilities is not None
     colour_share = 0.0 if is_binary else 0.45
     for column, (name, score) in enumerate(zip(names, scores, strict=True)):
@@ -90,10 +94,23 @@ def save_predictions(
                 grid[row, column].imshow(probabilities[column], cmap="gray", vmin=0, vmax=1)
             else:
                 grid[row, column].imshow(panels[title])
-        text = f"{_drawable(_shortened(name))}\n{score}"
+        text = f"{drawable(shortened(name))}\n{score}"
         grid[0, column].set_title(text, fontsize=8, parse_math=False)
     for row, title in enumerate(rows):
         grid[row, 0].set_ylabel(title)
+    patches = legend_patches(classes, colours, targets, is_binary=is_binary)
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def legend_patches(
+    classes: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"],
+    targets: UInt8[np.ndarray, "n h w"],
+    *,
+    is_binary: bool,
+) -> list[Patch]:
+    """What colours mean in truth and errors, as `targets` and `errors_in` have them."""
     shades = list(zip(classes, colours, strict=True))
     if (targets == 255).any():
         shades.append(("not counted", np.array(_NOT_COUNTED)))
@@ -101,12 +118,10 @@ def save_predictions(
         shades += [("error: too much", _TOO_MUCH), ("error: missed", _MISSED)]
     else:
         shades.append(("error", _TOO_MUCH))
-    patches = [
-        Patch(facecolor=tuple(np.asarray(colour) / 255), edgecolor="gray", label=_drawable(name))
+    return [
+        Patch(facecolor=tuple(np.asarray(colour) / 255), edgecolor="gray", label=drawable(name))
         for name, colour in shades[:_MOST_SHADES]
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8)
-    figure.savefig(path, dpi=110)
 
 
 def errors_in(
@@ -129,6 +144,13 @@ def errors_in(
     return np.where(wrong[..., None], colour, grey.repeat(3, axis=-1)).astype(np.uint8)
 
 
+def palette_of(colours: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "256 3"]:
+    """The colour of each class, and of what does not count."""
+    palette = np.full((256, 3), _NOT_COUNTED, np.uint8)
+    palette[: len(colours)] = colours
+    return palette
+
+
 def _over(
     palette: UInt8[np.ndarray, "256 3"],
     prediction: UInt8[np.ndarray, "h w"],
@@ -146,12 +168,12 @@ def _outlined(
     return np.where(edges(prediction[None])[0][..., None], np.array(_OUTLINE, np.uint8), picture)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """The start and the end of a name, as much as fits over a picture."""
     return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-(_NAME // 2) :]}"
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """The text with a box for every character that the font lacks, of which it would warn."""
     font = get_font(findfont(FontProperties()))
     return "".join(c if font.get_char_index(ord(c)) else "□" for c in text)

@@ -1,5 +1,6 @@
 """Runs: directories in which a model is trained, scored and kept."""
 
+from .comparison import compare as compare
 from .config import RunConfig as RunConfig
 from .directory import RUNS as RUNS
 from .epochs import Outcome as Outcome

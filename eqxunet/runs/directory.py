@@ -86,10 +86,11 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
 
 def clear(directory: Path) -> None:
     """Deletes what a run wrote into its directory; last what shows that it is one."""
-    for name in ("checkpoints", "eval"):
+    for name in ("checkpoints", "eval", "snapshots", "tensorboard"):
         if (directory / name).exists():
             shutil.rmtree(directory / name)
-    for name in ("metrics.jsonl", "curves.png", "predictions.png", "config.json"):
+    pictures = ("curves.png", "predictions.png", "progress.png")
+    for name in ("metrics.jsonl", *pictures, "config.json"):
         (directory / name).unlink(missing_ok=True)
 
 

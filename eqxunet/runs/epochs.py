@@ -1,5 +1,6 @@
 """The training loop of a run: steps, validation, checkpoints, records."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from ..training.arrays import to_arrays
 from ..training.checkpoint import BEST, Writer
 from .directory import append_metrics
 from .observer import Observer
+from .snapshots import IMAGES, keep_snapshot
+from .tensorboard import Log
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def train_epochs(
     checkpoints: Writer,
     records: list[dict[str, Any]],
     observer: Observer,
+    log: Log | None,
 ) -> Outcome:
     """Trains to the end, until patience is out, or until the observer stops it.
 
@@ -81,11 +85,18 @@ def train_epochs(
                 record["lr"] = float(np.asarray(schedule(step - 1)))
                 tell(step, "validating")
                 validated = with_precise_statistics(trainer, trained, train_split)
-                record |= _validate(trainer, validated, val_split)
+                predictor = _predictor(trainer, validated)
+                record |= _validate(predictor, val_split)
                 records.append(record)
                 best = best_of(records)
                 checkpoints.save(step, to_arrays(trainer, validated), {BEST: record[BEST]})
                 append_metrics(directory, record)
+                few = dataclasses.replace(predictor, batch_size=IMAGES)
+                logits = few.logits(val_split.images[:IMAGES])
+                predictions = np.asarray(predictor.prediction(logits))
+                keep_snapshot(directory, predictions, records, best)
+                if log:
+                    log(record, predictor.task.colours[predictions])
                 window = []
                 if observer.record(record, best is record):
                     break
@@ -130,12 +141,17 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
 
 
-def _validate(trainer: Trainer, train_state: TrainState, split: Split) -> Mapping[str, Any]:
+def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
     model = eqx.nn.inference_mode(trainer.model(train_state))
-    scores = score(Predictor(model, train_state.state, trainer.task), split)
+    return Predictor(model, train_state.state, trainer.task)
+
+
+def _validate(predictor: Predictor, split: Split) -> Mapping[str, Any]:
+    task = predictor.task
+    scores = score(predictor, split)
     return {
         "val/loss": _finite(scores.loss),
         "val/iou": float(np.mean(scores.iou)),
-        "val/dice": float(np.mean(trainer.task.score("dice", scores.confusion))),
-        "val/baseline_iou": baseline(trainer.task, scores.confusion)["iou"],
+        "val/dice": float(np.mean(task.score("dice", scores.confusion))),
+        "val/baseline_iou": baseline(task, scores.confusion)["iou"],
     }

@@ -13,7 +13,7 @@ from ..data.complaints import some_of
 from ..data.source import open_source
 from ..errors import InputError
 from ..evaluation import Scores, per_image, score, score_at_own_size, summarise
-from .calibration import calibrated
+from .calibration import chosen_threshold
 from .config import RunConfig, absolute
 from .load import Run, RunLike, as_run
 from .observer import Observer
@@ -68,13 +68,13 @@ def evaluate(
     folder = Path(out) if out else scores_directory(run, **conditions)
     if not overwrite:
         check_scores(folder, conditions | ({"run": str(run.directory)} if out else {}))
-    for warning in _warnings(run, config, split):
+    for warning in warnings_about(run, config, split):
         observer.warn(warning)
     arrays = load(config, split, observer)
     for note in arrays.notes:
         observer.warn(note)
     task = dataclasses.replace(run.task, kind=arrays.kind)
-    _check_classes(run, arrays)
+    check_classes(run, arrays)
     predictor = dataclasses.replace(run.predictor(), task=task)
     with observer.progress(f"scoring {split} images") as progress:
         if is_at_own_size:
@@ -110,24 +110,6 @@ def evaluate(
     return metrics
 
 
-def chosen_threshold(run: Run, threshold: float | Literal["auto"], observer: Observer) -> float:
-    """A threshold as a number.
-
-    Raises InputError for one that is no probability, or where there is nothing to compare with it.
-    """
-    if run.config.task != "binary" and threshold != 0.5:
-        raise InputError(
-            f"there is no threshold where there are several classes; leave out {threshold}"
-        )
-    if threshold == "auto":
-        calibration = calibrated(run, observer).calibration
-        assert calibration is not None
-        return calibration.threshold
-    if not 0 <= threshold <= 1:
-        raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
-    return threshold
-
-
 def _calibration(run: Run) -> dict[str, float] | None:
     if run.calibration is None:
         return None
@@ -148,7 +130,8 @@ def _config(run: Run, *, data: str | None, data_dir: str | None, limit: int | No
     return dataclasses.replace(config, labels=labels)
 
 
-def _warnings(run: Run, config: RunConfig, split: SplitName) -> list[str]:
+def warnings_about(run: Run, config: RunConfig, split: SplitName) -> list[str]:
+    """What one should know of scores of a run on a split, or on other data."""
     warnings = []
     if warning := check_same_images(run, config):
         warnings.append(warning)
@@ -159,7 +142,7 @@ def _warnings(run: Run, config: RunConfig, split: SplitName) -> list[str]:
     return warnings
 
 
-def _check_classes(run: Run, split: Split) -> None:
+def check_classes(run: Run, split: Split) -> None:
     """Raises InputError where a split has classes that a run has not learnt, or others."""
     if run.config.task != "semantic":
         return

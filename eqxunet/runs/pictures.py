@@ -1,7 +1,7 @@
 """The pictures of a run."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,24 @@ from jaxtyping import Int
 
 from ..data import Split
 from ..evaluation import Scores, score
+from .epochs import best_of
 from .load import Run
+from .snapshots import read_snapshots
 
 _PICTURED = 8
+_EPOCHS = 8  # of which `progress.png` shows predictions, beside the best
 
 
-def draw_training(run: Run, records: Sequence[Mapping[str, Any]], val_split: Split) -> None:
-    """Draws the curves, and validation images as the best checkpoint segments them."""
+def draw_training(run: Run, records: Sequence[dict[str, Any]], val_split: Split) -> None:
+    """Draws the curves, and validation images as the best checkpoint segments them.
+
+    And the first of these as every so many epochs did.
+    """
     # Matplotlib takes a second, which the first step can do without.
     from ..report import save_curves
 
     save_curves(records, run.directory / "curves.png")
+    _draw_progress(run, records, val_split)
     first = dataclasses.replace(
         val_split,
         images=val_split.images[:_PICTURED],
@@ -29,6 +36,28 @@ def draw_training(run: Run, records: Sequence[Mapping[str, Any]], val_split: Spl
     )
     scores = score(run.predictor(), first)
     _draw(run, first, scores, np.arange(len(first)), run.directory / "predictions.png")
+
+
+def _draw_progress(run: Run, records: Sequence[dict[str, Any]], val_split: Split) -> None:
+    from ..report import save_progress
+
+    snapshots = read_snapshots(run.directory, records)
+    if not snapshots:  # a run of an earlier version, resumed at its end
+        return
+    best = best_of(records)
+    spaced = np.linspace(0, len(snapshots) - 1, min(_EPOCHS, len(snapshots))).round()
+    shown = [s for i, s in enumerate(snapshots) if i in spaced or s[0] is best]
+    predictions = np.stack([predictions for _, predictions in shown])
+    count = predictions.shape[1]
+    save_progress(
+        val_split.images[:count],
+        np.asarray(run.task.targets(val_split.labels[:count])),
+        predictions,
+        val_split.names[:count],
+        [f"epoch {r['epoch']}" + ("\nthe best" if r is best else "") for r, _ in shown],
+        run.task.colours,
+        run.directory / "progress.png",
+    )
 
 
 def draw_examples(run: Run, split: Split, scores: Scores, path: Path) -> None:

@@ -39,13 +39,18 @@ def scores_directory(
     return run.directory / "eval" / "-".join(parts)
 
 
-def check_scores(out: Path, conditions: Mapping[str, Any]) -> None:
-    """Raises InputError where a directory holds other scores, or something else."""
+def check_scores(out: Path, conditions: Mapping[str, Any], file: str = "metrics.json") -> None:
+    """Raises InputError where a directory holds other scores, or something else.
+
+    Arguments:
+
+    - `file`: which holds scores and their conditions.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name another folder")
     written = sorted(path.name for path in out.iterdir()) if out.exists() else []
     try:
-        before = json.loads((out / "metrics.json").read_text()) if written else conditions
+        before = json.loads((out / file).read_text()) if written else conditions
         changed = [f"{k} {before[k]}" for k, v in conditions.items() if before.get(k, v) != v]
     except (OSError, ValueError, AttributeError):
         changed = written

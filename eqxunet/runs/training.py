@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .observer import Observer
 from .pictures import draw_training
 from .splits import load_splits, with_identity
 from .start import from_run, weights_file, with_weights
+from .tensorboard import check_tensorboard, tensorboard_log
 
 
 def train(
@@ -44,6 +46,7 @@ def train(
     observer: Observer | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = False,
 ) -> Run:
     """Trains a model and returns its best checkpoint, ready for inference.
 
@@ -57,6 +60,8 @@ def train(
     - `resume`: go on with a run that was stopped; a `config` may only be longer than the one
       before.
     - `overwrite`: delete the run that `directory` holds.
+    - `tensorboard`: log every record, and predictions, in `tensorboard/` of the run; needs the
+      extra `tensorboard`.
 
     Raises InputError where something given cannot be meant, BusyError where another process trains
     in the directory, DivergedError where the loss stays infinite, and the other errors of
@@ -65,7 +70,9 @@ def train(
     if callback and observer:
         raise InputError("give a callback, or an observer, whose `record` is one")
     observer = _Calling(callback) if callback else observer or Observer()
-    outcome = run_training(config, directory, observer, resume=resume, overwrite=overwrite)
+    outcome = run_training(
+        config, directory, observer, resume=resume, overwrite=overwrite, tensorboard=tensorboard
+    )
     return load_run(outcome.directory, observer=observer)
 
 
@@ -86,8 +93,11 @@ def run_training(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = False,
 ) -> Outcome:
     """Trains as `train` does, and tells an observer what goes on."""
+    if tensorboard:
+        check_tensorboard()
     if resume and overwrite:
         raise InputError("one either goes on with a run or overwrites it; choose one of them")
     if resume:
@@ -110,12 +120,14 @@ def run_training(
         with locked(chosen):
             if not resume:
                 check_directory(chosen, overwrite=overwrite)
-            outcome, val_split = _train(config, chosen, observer, resume=resume)
+            outcome, val_split = _train(
+                config, chosen, observer, resume=resume, tensorboard=tensorboard
+            )
             if outcome.is_finished and outcome.records:
                 # Here, where the memory that training took is free again.
                 run = calibrated(load_run(chosen, observer=observer), observer, val_split)
                 draw_training(run, outcome.records, val_split)
-                observer.note(f"pictures: curves.png and predictions.png in {chosen}")
+                observer.note(f"pictures: curves, predictions and progress.png in {chosen}")
             return outcome
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
@@ -128,7 +140,7 @@ def run_training(
 
 
 def _train(
-    config: RunConfig, directory: Path, observer: Observer, *, resume: bool
+    config: RunConfig, directory: Path, observer: Observer, *, resume: bool, tensorboard: bool
 ) -> tuple[Outcome, Split]:
     """Trains; returns how that ended, and the validation split."""
     weights = None if resume else weights_file(config, observer)
@@ -164,7 +176,8 @@ def _train(
         f"{jax.devices()[0].device_kind}; {len(train_split)} training and {len(splits['val'])} "
         f"validation images at {config.model.size} x {config.model.size} pixels"
     )
-    with Writer(directory / "checkpoints") as checkpoints:
+    logging = tensorboard_log(directory, records) if tensorboard else nullcontext()
+    with Writer(directory / "checkpoints") as checkpoints, logging as log:
         outcome = train_epochs(
             trainer,
             train_state,
@@ -175,6 +188,7 @@ def _train(
             checkpoints,
             records,
             observer,
+            log,
         )
     return outcome, splits["val"]
 

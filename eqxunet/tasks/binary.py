@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from ..config import Border, Labels
 from .losses import segmentation_loss
-from .task import IGNORED, AbstractTask, class_of_label
+from .task import IGNORED, AbstractTask, Intervals, class_of_label
 
 
 class Binary(AbstractTask):
@@ -59,5 +59,5 @@ class Binary(AbstractTask):
     def columns(self, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
         return {name: array[:, 0] for name, array in self.counts(confusion)._asdict().items()}
 
-    def details(self, confusion: Int[np.ndarray, "n k k"], interval: Any) -> dict[str, Any]:
+    def details(self, confusion: Int[np.ndarray, "n k k"], intervals: Intervals) -> dict[str, Any]:
         return {}

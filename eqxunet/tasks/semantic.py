@@ -11,7 +11,7 @@ from scipy.special import softmax
 from ..config import Border, Labels
 from .losses import softmax_loss
 from .metrics import Counts
-from .task import AbstractTask, class_of_label, look_up
+from .task import AbstractTask, Intervals, class_of_label, look_up
 
 
 class Semantic(AbstractTask):
@@ -72,16 +72,19 @@ class Semantic(AbstractTask):
         named = zip(self.classes, counts.iou.T, _is_present(counts).T, strict=True)
         return {f"iou_{name}": np.where(here, scores, np.nan) for name, scores, here in named}
 
-    def details(self, confusion: Int[np.ndarray, "n k k"], interval: Any) -> dict[str, Any]:
+    def details(self, confusion: Int[np.ndarray, "n k k"], intervals: Intervals) -> dict[str, Any]:
         counts, pooled = self.counts(confusion), self.counts(confusion.sum(axis=0))
+        is_present = _is_present(counts)
+        scores = np.where(np.hstack([is_present] * 2), np.hstack([counts.iou, counts.dice]), np.nan)
+        means = intervals(scores)
         per_class = {}
         for k, name in enumerate(self.classes):
-            here = _is_present(counts)[:, k]
+            images = int(is_present[:, k].sum())
             per_class[name] = {
-                "iou": interval(np.asarray(counts.iou)[here, k]) if here.any() else None,
-                "dice": interval(np.asarray(counts.dice)[here, k]) if here.any() else None,
-                "pooled_iou": float(pooled.iou[k]) if here.any() else None,
-                "images": int(here.sum()),
+                "iou": means[k] if images else None,
+                "dice": means[len(self.classes) + k] if images else None,
+                "pooled_iou": float(pooled.iou[k]) if images else None,
+                "images": images,
             }
         return {"per_class": per_class, "confusion": confusion.sum(axis=0).tolist()}
 

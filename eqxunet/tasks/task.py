@@ -1,7 +1,7 @@
 """What a pixel's logits mean: the seam between a network and what it is trained for."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -38,6 +38,8 @@ _BORDERED: Mapping[Labels, Mapping[Border, Mapping[int, int]]] = {
 
 Score = Literal["iou", "dice", "precision", "recall"]
 SCORES: tuple[Score, ...] = get_args(Score)
+
+Intervals = Callable[[np.ndarray], list[dict[str, Any]]]
 
 Confusion = Int[Array | np.ndarray, "*b k k"]
 """Pixels by true class (rows) and predicted class (columns)."""
@@ -139,12 +141,12 @@ class AbstractTask(eqx.Module):
         """Further columns of `per_image.csv`, one value an image each."""
 
     @abstractmethod
-    def details(self, confusion: Int[np.ndarray, "n k k"], interval: Any) -> dict[str, Any]:
+    def details(self, confusion: Int[np.ndarray, "n k k"], intervals: Intervals) -> dict[str, Any]:
         """Further entries of `metrics.json`.
 
         Arguments:
 
-        - `interval`: what makes `{"mean", "ci95"}` of one value an image.
+        - `intervals`: makes `{"mean", "ci95"}` of each column of "n m"; NaN is left out.
         """
 
 
