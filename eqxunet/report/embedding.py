@@ -1,0 +1,95 @@
+"""Pictures and their counts as text that a page carries and its script unpacks."""
+
+import base64
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8, UInt32
+from PIL import Image
+
+LARGEST = 33_000_000
+"""Characters that a page's pictures take at most."""
+
+_QUALITY = 75
+
+
+class Picture(NamedTuple):
+    """What the page shows of one image.
+
+    - `target`: the class of each pixel; 255 where it does not count.
+    - `output`: the class predicted for each pixel; of a binary task the probability p of
+      foreground instead, as floor(256 p), at most 255: so p >= k / 256 where `output` >= k.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    target: UInt8[np.ndarray, "h w"]
+    output: UInt8[np.ndarray, "h w"]
+
+
+class Embedding:
+    """Pictures as a page carries them, one after another, so that few are in memory at a time.
+
+    Iterating gives (index, text) of those that fit; `histograms` is complete afterwards.
+
+    - `always`: indices of the pictures that are embedded in any case.
+    - `largest`: characters that all others may take.
+    """
+
+    def __init__(
+        self,
+        pictures: Iterable[Picture],
+        count: int,
+        always: Iterable[int],
+        *,
+        is_binary: bool,
+        largest: int = LARGEST,
+    ):
+        self._pictures = pictures
+        self._count = count
+        self._always = frozenset(always)
+        self._room = largest
+        self._histograms: list[bytes] | None = [] if is_binary else None
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        for index, picture in zip(range(self._count), self._pictures, strict=True):
+            if self._histograms is not None:
+                self._histograms.append(histogram(picture).astype("<u4").tobytes())
+            if self._room <= 0 and index not in self._always:
+                continue
+            text = packed(picture)
+            self._room -= len(text)
+            yield index, text
+
+    @property
+    def histograms(self) -> str:
+        """Each picture's `histogram`, deflated, in base64."""
+        return _base64(zlib.compress(b"".join(self._histograms or []), 9))
+
+
+def histogram(picture: Picture) -> UInt32[np.ndarray, "2 256"]:
+    """Counts the pixels of background and of foreground by their `output`."""
+    return np.stack(
+        [np.bincount(picture.output[picture.target == k], minlength=256) for k in (0, 1)]
+    ).astype(np.uint32)
+
+
+def packed(picture: Picture) -> str:
+    """Width, height, the image as WebP, and its two maps, deflated: all in base64.
+
+    The maps are differences along both axes, of which there are fewer values.
+    """
+    height, width = picture.target.shape
+    maps = np.stack([picture.target, picture.output])
+    for axis in (1, 2):
+        maps = np.diff(maps, axis=axis, prepend=np.uint8(0))
+    stream = io.BytesIO()
+    Image.fromarray(picture.image).save(stream, "WEBP", quality=_QUALITY)
+    images = _base64(stream.getvalue()), _base64(zlib.compress(maps.tobytes(), 9))
+    return " ".join([str(width), str(height), *images])
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,46 @@
+// One picture, large, with all its numbers.
+
+const viewer = $("viewer");
+let viewed = 0;
+let redrawViewed = () => {};
+let neighbours = () => []; // indices in the order that the arrows follow
+
+async function view(index) {
+  viewed = index;
+  $("viewer-name").textContent = names[index];
+  $("viewer-values").replaceChildren(
+    ...data.columns
+      .filter((column) => column.name !== "name")
+      .map((column) =>
+        element(
+          "div",
+          {},
+          element("dt", {}, column.label),
+          element("dd", {}, format(column.values[index])),
+        ),
+      ),
+  );
+  if (!viewer.open) viewer.showModal();
+  const box = element("div");
+  const redraw = await fill(box, index);
+  if (viewed !== index) return; // another one was asked for meanwhile
+  $("viewer-panels").replaceChildren(box);
+  redrawViewed = redraw;
+}
+
+function step(by) {
+  const order = neighbours();
+  const next = order[order.indexOf(viewed) + by];
+  if (next !== undefined) view(next);
+}
+
+$("previous").addEventListener("click", () => step(-1));
+$("next").addEventListener("click", () => step(1));
+$("close").addEventListener("click", () => viewer.close());
+viewer.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") step(-1);
+  if (event.key === "ArrowRight") step(1);
+});
+viewer.addEventListener("click", (event) => {
+  if (event.target === viewer) viewer.close(); // beside it
+});
