@@ -122,11 +122,18 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     columns = []
     for name in rows[0] if rows else ():
         values = [_plain(row[name]) for row in rows]
-        is_number = all(v is None or isinstance(v, int | float) for v in values)
         columns.append(
-            {"name": name, "label": label(name), "isNumber": is_number, "values": values}
+            {"name": name, "label": label(name), "kind": _kind(values), "values": values}
         )
     return columns
+
+
+def _kind(values: Sequence[Any]) -> str:
+    """What a column holds: whole numbers, numbers, or else text."""
+    for kind, types in (("whole", int), ("number", int | float)):
+        if all(value is None or isinstance(value, types) for value in values):
+            return kind
+    return "text"
 
 
 def _plain(value: Any) -> Any:

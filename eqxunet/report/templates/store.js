@@ -11,9 +11,9 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-function format(value) {
+function format(value, kind) {
   if (value === null) return "–";
-  if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+  if (kind !== "number") return String(value);
   return Math.abs(value) < 100 ? value.toFixed(3) : value.toPrecision(4);
 }
 

@@ -11,7 +11,7 @@ let active = 0; // position in `order`
 
 const heads = data.columns.map((column) => {
   const button = element("button", { type: "button" }, column.label);
-  const head = element("th", { scope: "col", className: column.isNumber ? "" : "text" }, button);
+  const head = element("th", { scope: "col", className: column.kind === "text" ? "text" : "" }, button);
   button.addEventListener("click", () => {
     sorted = { column, sign: sorted.column === column ? -sorted.sign : 1 };
     arrange();
@@ -23,7 +23,7 @@ $("heads").append(...heads);
 function compare(a, b) {
   const [x, y] = [sorted.column.values[a], sorted.column.values[b]];
   if (x === null || y === null) return (x === null) - (y === null) || a - b; // last either way
-  const difference = sorted.column.isNumber ? x - y : String(x).localeCompare(String(y));
+  const difference = sorted.column.kind === "text" ? String(x).localeCompare(String(y)) : x - y;
   return sorted.sign * difference || a - b;
 }
 
@@ -62,7 +62,7 @@ function render() {
   const last = Math.min(order.length, first + Math.ceil(scroller.clientHeight / ROW) + 20);
   const rows = order.slice(first, last).map((index, i) => {
     const cells = data.columns.map((column) =>
-      element("td", { className: column.isNumber ? "" : "text" }, format(column.values[index])),
+      element("td", { className: column.kind === "text" ? "text" : "" }, format(column.values[index], column.kind)),
     );
     const row = element("tr", { id: `row-${index}` }, ...cells);
     row.setAttribute("aria-rowindex", first + i + 2);

@@ -30,7 +30,7 @@ for (const part of ["worst", "best"]) {
     const button = element("button", { type: "button", title: names[index] }, names[index]);
     button.addEventListener("click", () => view(index));
     const iou = column("iou")[index];
-    const score = element("data", { value: iou }, `IoU ${format(iou)}`);
+    const score = element("data", { value: iou }, `IoU ${format(iou, "number")}`);
     const box = element("div");
     const head = element("div", { className: "card-head" }, button, score);
     const item = element("li", { className: "card" }, head, box);

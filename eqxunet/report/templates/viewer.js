@@ -16,7 +16,7 @@ async function view(index) {
           "div",
           {},
           element("dt", {}, column.label),
-          element("dd", {}, format(column.values[index])),
+          element("dd", {}, format(column.values[index], column.kind)),
         ),
       ),
   );
