@@ -8,6 +8,7 @@ const groups = column("group");
 let sorted = { column: data.columns.find((column) => column.name === "iou"), sign: 1 };
 let order = []; // indices of the rows that the filter leaves, as sorted
 let active = 0; // position in `order`
+let drawnFrom = 0; // position of the first row in the document
 
 const heads = data.columns.map((column) => {
   const button = element("button", { type: "button" }, column.label);
@@ -57,8 +58,12 @@ function space(rows) {
   return row;
 }
 
+// Ten rows above what is in sight.
+const firstRow = () => Math.max(0, Math.min(Math.floor(scroller.scrollTop / ROW), order.length) - 10);
+
 function render() {
-  const first = Math.max(0, Math.min(Math.floor(scroller.scrollTop / ROW), order.length) - 10);
+  const first = firstRow();
+  drawnFrom = first;
   const last = Math.min(order.length, first + Math.ceil(scroller.clientHeight / ROW) + 20);
   const rows = order.slice(first, last).map((index, i) => {
     const cells = data.columns.map((column) =>
@@ -98,7 +103,7 @@ table.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-scroller.addEventListener("scroll", () => requestAnimationFrame(render), { passive: true });
+scroller.addEventListener("scroll", () => Math.abs(firstRow() - drawnFrom) >= 5 && render());
 for (const id of ["query", "from", "to"]) $(id).addEventListener("input", arrange);
 $("clear").addEventListener("click", () => {
   for (const id of ["query", "from", "to"]) $(id).value = "";
