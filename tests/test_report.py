@@ -225,6 +225,7 @@ def test_the_page_shows_what_there_is(tmp_path):
         "Precision against recall",
         "Dice against threshold",
         "Reliability: share that is right",
+        "All images, by threshold mean IoU mean Dice",
         "IoU of the images",
     ]
     cells = [text.strip() for text in page.texts["td"]]

@@ -90,6 +90,9 @@ def test_scores_at_a_threshold_are_those_of_python(page, k):
         exact = float(find(page, f"#{id}").get_attribute("value"))
         assert exact == pytest.approx(value, abs=1e-12)
     assert find(page, "#level").text == f"{k / 256:.3f}"
+    point = find(page, "#by-threshold .line-0").get_attribute("points").split()[k].split(",")
+    assert float(point[0]) == float(find(page, "#by-threshold .mark").get_attribute("x1"))
+    assert float(point[1]) == pytest.approx(10 + 162 * (1 - counts.iou.mean()), abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [60, 128, 220])

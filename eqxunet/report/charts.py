@@ -137,6 +137,15 @@ def validation_curves(metrics: Mapping[str, Any]) -> list[Chart]:
     return charts
 
 
+def threshold_axes() -> Chart:
+    """Axes over which the page's script draws the scores at every threshold."""
+    none = np.empty((0, 2))
+    unit = (0.0, 1.0)
+    lines = {"mean IoU": none, "mean Dice": none}
+    title = "All images, by threshold"
+    return Chart(title, "threshold", "mean score", lines, x_range=unit, y_range=unit, mark=0.5)
+
+
 def histogram(values: Iterable[Any]) -> Chart:
     """How many images have which IoU, in twenty bins."""
     finite = [value for value in values if value is not None and np.isfinite(value)]

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
-from .charts import histogram, learning_curves, validation_curves
+from .charts import histogram, learning_curves, threshold_axes, validation_curves
 from .embedding import Embedding, Picture
 from .tables import Table, breakdown, conditions, flat, label, number, score
 
@@ -85,6 +85,7 @@ def save_report(report: Report, pictures: Iterable[Picture], path: Path) -> None
             learning=learning_curves(report.records),
             validation=validation_curves(metrics),
             spread=histogram(row["iou"] for row in report.rows),
+            by_threshold=threshold_axes(),
             options=flat(report.config),
             embedding=embedding,
             data={

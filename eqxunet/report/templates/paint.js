@@ -1,9 +1,19 @@
 // Four panels of a picture: layers over the image, so that its own pixels are never read.
 
-const NOT_COUNTED = [128, 128, 128];
-const TOO_MUCH = [215, 25, 28];
-const MISSED = [44, 90, 210];
-const OUTLINE = [255, 230, 0];
+// A pixel as a canvas has it.
+const pack = ([red, green, blue], alpha = 255) =>
+  ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+
+const CLEAR = 0;
+const NOT_COUNTED = pack([128, 128, 128]);
+const TOO_MUCH = pack([215, 25, 28]);
+const MISSED = pack([44, 90, 210]);
+const OUTLINE = pack([255, 230, 0]);
+const opaque = data.colours.map((colour) => pack(colour));
+// As predicted, over the image: background darkened, one of two classes clear.
+const glazed = data.colours.map((colour, k) =>
+  k === 0 ? pack(colour, 178) : data.isBinary ? CLEAR : pack(colour, 115),
+);
 
 let level = 128; // of a binary task: foreground is an output of at least this
 
@@ -14,12 +24,10 @@ function predicted(picture) {
 function draw(canvas, { width, height }, colourOf) {
   canvas.width = width;
   canvas.height = height;
-  const pixels = new ImageData(width, height);
-  for (let p = 0; p < width * height; p++) {
-    const colour = colourOf(p);
-    if (colour) pixels.data.set([...colour[0], colour[1]], 4 * p);
-  }
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  const image = new ImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let p = 0; p < pixels.length; p++) pixels[p] = colourOf(p);
+  canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 function isEdge(map, p, width) {
@@ -29,11 +37,11 @@ function isEdge(map, p, width) {
   );
 }
 
-function panel(title, name, picture, isPale, hasImage) {
+function panel(title, name, { src }, { isPale = false, hasImage = true, hasMap = true }) {
   const layers = element("span", { className: isPale ? "layers pale" : "layers" });
-  if (hasImage) layers.append(element("img", { src: picture.src, alt: title === "image" ? name : "" }));
+  if (hasImage) layers.append(element("img", { src, alt: hasMap ? "" : `image ${name}` }));
   const canvas = element("canvas");
-  if (title !== "image") {
+  if (hasMap) {
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${title} of ${name}`);
     layers.append(canvas);
@@ -44,31 +52,30 @@ function panel(title, name, picture, isPale, hasImage) {
 
 // Fills a box with panels; the function that comes back redraws those that the threshold changes.
 async function fill(box, index) {
-  const picture_ = await picture(index);
-  if (!picture_) {
+  const shown = await picture(index);
+  if (!shown) {
     const reason = "The page does not carry this picture: with all of them it would be too large.";
     box.replaceChildren(element("p", { className: "absent" }, reason));
     return () => {};
   }
-  const { target, width } = picture_;
-  const image = panel("image", names[index], picture_, false, true);
-  const truth = panel("truth", names[index], picture_, false, false);
-  const prediction = panel("prediction", names[index], picture_, false, true);
-  const errors = panel("errors", names[index], picture_, true, true);
-  draw(truth.canvas, picture_, (p) => [data.colours[target[p]] ?? NOT_COUNTED, 255]);
+  const { target, width } = shown;
+  const name = names[index];
+  const image = panel("image", name, shown, { hasMap: false });
+  const truth = panel("truth", name, shown, { hasImage: false });
+  const prediction = panel("prediction", name, shown, {});
+  const errors = panel("errors", name, shown, { isPale: true });
+  draw(truth.canvas, shown, (p) => opaque[target[p]] ?? NOT_COUNTED);
   box.replaceChildren(
     element("div", { className: "panels" }, image.figure, truth.figure, prediction.figure, errors.figure),
   );
   const redraw = () => {
-    const map = predicted(picture_);
-    draw(prediction.canvas, picture_, (p) => {
-      if (data.isBinary && isEdge(map, p, width)) return [OUTLINE, 255];
-      if (map[p] === 0) return [data.colours[0], 178];
-      return data.isBinary ? null : [data.colours[map[p]], 115];
-    });
-    draw(errors.canvas, picture_, (p) => {
-      if (map[p] === target[p] || target[p] === 255) return null;
-      return [data.isBinary && map[p] === 0 ? MISSED : TOO_MUCH, 255];
+    const map = predicted(shown);
+    draw(prediction.canvas, shown, (p) =>
+      data.isBinary && isEdge(map, p, width) ? OUTLINE : glazed[map[p]],
+    );
+    draw(errors.canvas, shown, (p) => {
+      if (map[p] === target[p] || target[p] === 255) return CLEAR;
+      return data.isBinary && map[p] === 0 ? MISSED : TOO_MUCH;
     });
   };
   redraw();

@@ -25,21 +25,21 @@ const observer = new IntersectionObserver((entries) => {
   }
 });
 
-for (const part of ["worst", "best"]) {
-  for (const index of data[part]) {
-    const button = element("button", { type: "button", title: names[index] }, names[index]);
-    button.addEventListener("click", () => view(index));
-    const iou = column("iou")[index];
-    const score = element("data", { value: iou }, `IoU ${format(iou, "number")}`);
-    const box = element("div");
-    const head = element("div", { className: "card-head" }, button, score);
-    const item = element("li", { className: "card" }, head, box);
-    $(part).append(item);
-    const card = { index, item, score, redraw: await fill(box, index), isStale: false };
-    cards.push(card);
-    observer.observe(item);
-  }
+async function add(part, index) {
+  const button = element("button", { type: "button", title: names[index] }, names[index]);
+  button.addEventListener("click", () => view(index));
+  const iou = column("iou")[index];
+  const score = element("data", { value: iou }, `IoU ${format(iou, "number")}`);
+  const box = element("div");
+  const head = element("div", { className: "card-head" }, button, score);
+  const item = element("li", { className: "card" }, head, box);
+  $(part).append(item);
+  const card = { index, item, score, redraw: await fill(box, index), isStale: false };
+  cards.push(card);
+  observer.observe(item);
 }
+
+await Promise.all(["worst", "best"].flatMap((part) => data[part].map((index) => add(part, index))));
 
 function show(id, value) {
   const digits = value.toFixed(6);
@@ -47,7 +47,7 @@ function show(id, value) {
   $(id).replaceChildren(digits.slice(0, 5), element("small", {}, digits.slice(5)));
 }
 
-function scoreAt(k) {
+function scoresAt(k) {
   const sum = { tp: 0, fp: 0, fn: 0 };
   let iou = 0;
   let dice = 0;
@@ -57,10 +57,25 @@ function scoreAt(k) {
     dice += diceOf(counts);
     for (const name in sum) sum[name] += counts[name];
   }
-  show("mean-iou", iou / names.length);
-  show("mean-dice", dice / names.length);
-  show("pooled-iou", iouOf(sum));
-  show("pooled-dice", diceOf(sum));
+  return {
+    "mean-iou": iou / names.length,
+    "mean-dice": dice / names.length,
+    "pooled-iou": iouOf(sum),
+    "pooled-dice": diceOf(sum),
+  };
+}
+
+// The scores at all thresholds, as lines over the axes that the page has for them.
+const scores = data.isBinary ? Array.from({ length: 256 }, (_, k) => scoresAt(k)) : [];
+const chart = document.querySelector("#by-threshold svg[role]");
+const [left, above, width, height] = chart?.dataset.plot.split(" ").map(Number) ?? [];
+const abscissa = (k) => left + (width * k) / 256;
+
+function drawCurves() {
+  ["mean-iou", "mean-dice"].forEach((name, line) => {
+    const points = scores.map((score, k) => `${abscissa(k)},${above + height * (1 - score[name])}`);
+    chart.querySelector(`.line-${line}`).setAttribute("points", points.join(" "));
+  });
 }
 
 function setLevel(k) {
@@ -69,12 +84,14 @@ function setLevel(k) {
   $("slider").value = k;
   $("slider").setAttribute("aria-valuetext", text);
   $("level").value = text;
-  scoreAt(k);
+  Object.entries(scores[k]).forEach(([id, value]) => show(id, value));
+  for (const end of ["x1", "x2"]) chart.querySelector(".mark").setAttribute(end, abscissa(k));
   cards.forEach(refresh);
   redrawViewed();
 }
 
 if (data.isBinary) {
+  drawCurves();
   const start = Math.min(255, Math.round(256 * (data.threshold ?? 0.5)));
   $("slider").addEventListener("input", () => setLevel(Number($("slider").value)));
   $("reset").addEventListener("click", () => setLevel(start));
