@@ -179,6 +179,7 @@ def test_the_table_answers_to_keys(page):
     viewer = find(page, "#viewer")
     assert viewer.get_attribute("open") is not None
     assert texts(page, "#viewer-name") == [NAMES[order[2]]]
+    set_value(page, "#slider", 60)
     page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert texts(page, "#viewer-name") == [NAMES[order[3]]]
     shown = dict(
@@ -186,6 +187,9 @@ def test_the_table_answers_to_keys(page):
     )
     counts = counts_at(PICTURES, 128)
     assert shown["TP"] == str(counts.tp[order[3]]) and shown["IoU"] == f"{counts.iou[order[3]]:.3f}"
+    moved = counts_at(PICTURES, 60)
+    note = f"IoU {moved.iou[order[3]]:.3f}, Dice {moved.dice[order[3]]:.3f}"
+    assert texts(page, "#viewer-note") == [f"At the threshold 0.234: {note}"]
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert viewer.get_attribute("open") is None
     assert page.switch_to.active_element == table

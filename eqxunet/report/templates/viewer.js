@@ -20,6 +20,11 @@ async function view(index) {
         ),
       ),
   );
+  if (data.isBinary) {
+    const counts = countsAt(level, index);
+    const [iou, dice] = [iouOf(counts), diceOf(counts)].map((score) => score.toFixed(3));
+    $("viewer-note").textContent = `At the threshold ${(level / 256).toFixed(3)}: IoU ${iou}, Dice ${dice}`;
+  }
   if (!viewer.open) viewer.showModal();
   const box = element("div");
   const redraw = await fill(box, index);
