@@ -17,7 +17,7 @@ from report_pages import binary, drawn, semantic
 
 from eqxunet.report import Picture, save_report
 from eqxunet.report.charts import Chart, histogram, joined, learning_curves
-from eqxunet.report.embedding import Embedding
+from eqxunet.report.embedding import Embedding, packed
 from eqxunet.report.tables import breakdown, label, number, score
 
 NASTY = [
@@ -66,7 +66,7 @@ def page_of(report, pictures, tmp_path):
 
 def unpacked(text):
     """What `packed` packs, by sums where the page has loops."""
-    width, height, image, maps = text.split(" ")
+    width, height, _, image, maps = text.split(" ")
     deltas = np.frombuffer(zlib.decompress(base64.b64decode(maps)), np.uint8)
     deltas = deltas.reshape(2, int(height), int(width))
     maps = np.cumsum(np.cumsum(deltas, axis=1, dtype=np.uint8), axis=2, dtype=np.uint8)
@@ -141,13 +141,27 @@ def test_pictures_and_histograms_survive(tmp_path):
             np.testing.assert_array_equal(counts[index, :, k:].sum(axis=1), found)
 
 
-def test_no_more_pictures_than_have_room_but_always_those_of_the_page():
+def test_pictures_have_equal_shares_of_the_room_and_those_of_the_page_all_they_need():
     pictures = drawn(9)
-    whole = dict(Embedding(pictures, 9, (), is_binary=True))
-    room = len(whole[0]) + len(whole[1])
-    some = Embedding(pictures, 9, (7,), is_binary=True, largest=room)
-    assert dict(some) == {index: whole[index] for index in (0, 1, 7)}
-    assert len(zlib.decompress(base64.b64decode(some.histograms))) == 9 * 2 * 256 * 4
+    whole = dict(Embedding(pictures, 9, (), start=100))
+    assert [len(whole), whole[0].split(" ")[2]] == [9, "1"]
+    coarse = [packed(picture, 100) for picture in pictures]
+    room = 9 * max(map(len, coarse))
+    some = Embedding(pictures, 9, (7,), start=100, largest=room)
+    texts = dict(some)
+    assert texts.keys() == whole.keys() and texts[7] == whole[7]
+    assert all(text in (whole[i], coarse[i]) for i, text in texts.items())
+    assert 4 <= sum(text == coarse[i] for i, text in texts.items())
+    assert sum(len(text) for i, text in texts.items() if i != 7) <= room
+    for picture, text in zip(pictures, coarse, strict=True):
+        output = unpacked(text)[2].astype(int)
+        for k in range(4, 256, 16):  # whole steps away from the start
+            np.testing.assert_array_equal(output >= k, picture.output >= k)
+    none = Embedding(pictures, 9, (7,), start=100, largest=9 * 100)
+    assert dict(none) == {7: whole[7]}
+    # Scores are of all.
+    assert none.histograms == some.histograms
+    assert len(zlib.decompress(base64.b64decode(none.histograms))) == 9 * 2 * 256 * 4
 
 
 def test_one_picture_is_in_memory_at_a_time(tmp_path):
@@ -226,7 +240,7 @@ def test_the_page_shows_what_there_is(tmp_path):
         "Dice against threshold",
         "Reliability: share that is right",
         "IoU of the images",
-        "All images, by threshold mean IoU mean Dice",
+        "Means by threshold IoU Dice",
     ]
     cells = [text.strip() for text in page.texts["td"]]
     assert cells == [

@@ -189,7 +189,7 @@ def test_the_table_answers_to_keys(page):
     assert shown["TP"] == str(counts.tp[order[3]]) and shown["IoU"] == f"{counts.iou[order[3]]:.3f}"
     moved = counts_at(PICTURES, 60)
     note = f"IoU {moved.iou[order[3]]:.3f}, Dice {moved.dice[order[3]]:.3f}"
-    assert texts(page, "#viewer-note") == [f"At the threshold 0.234: {note}"]
+    assert texts(page, "#viewer-note") == [f"At the threshold 0.234: {note}."]
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert viewer.get_attribute("open") is None
     assert page.switch_to.active_element == table

@@ -141,8 +141,8 @@ def threshold_axes() -> Chart:
     """Axes over which the page's script draws the scores at every threshold."""
     none = np.empty((0, 2))
     unit = (0.0, 1.0)
-    lines = {"mean IoU": none, "mean Dice": none}
-    title = "All images, by threshold"
+    lines = {"IoU": none, "Dice": none}
+    title = "Means by threshold"
     return Chart(title, "threshold", "mean score", lines, x_range=unit, y_range=unit, mark=0.5)
 
 

@@ -13,6 +13,9 @@ from PIL import Image
 LARGEST = 33_000_000
 """Characters that a page's pictures take at most."""
 
+COARSE = 16
+"""Steps of 1/256 in which the probabilities of a picture are carried that has little room."""
+
 _QUALITY = 75
 
 
@@ -32,9 +35,13 @@ class Picture(NamedTuple):
 class Embedding:
     """Pictures as a page carries them, one after another, so that few are in memory at a time.
 
-    Iterating gives (index, text) of those that fit; `histograms` is complete afterwards.
+    Iterating gives (index, text) of those that fit; `histograms` is complete afterwards. Each
+    picture has an equal share of the room, and what those before it have left of theirs. One of a
+    binary task that is larger is carried in steps of `COARSE`, and left out if that is larger too.
 
-    - `always`: indices of the pictures that are embedded in any case.
+    - `always`: indices of the pictures that are carried whole in any case.
+    - `start`: of a binary task, the `output` from which on a pixel is foreground; the steps of a
+      coarse picture begin there. None for other tasks.
     - `largest`: characters that all others may take.
     """
 
@@ -44,29 +51,35 @@ class Embedding:
         count: int,
         always: Iterable[int],
         *,
-        is_binary: bool,
+        start: int | None,
         largest: int = LARGEST,
     ):
         self._pictures = pictures
         self._count = count
         self._always = frozenset(always)
-        self._room = largest
-        self._histograms: list[bytes] | None = [] if is_binary else None
+        self._start = start
+        self._largest = largest
+        self._histograms: list[bytes] = []
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
+        used = 0
         for index, picture in zip(range(self._count), self._pictures, strict=True):
-            if self._histograms is not None:
-                self._histograms.append(histogram(picture).astype("<u4").tobytes())
-            if self._room <= 0 and index not in self._always:
-                continue
             text = packed(picture)
-            self._room -= len(text)
+            if self._start is not None:
+                self._histograms.append(histogram(picture).astype("<u4").tobytes())
+            if index not in self._always:
+                room = self._largest * (index + 1) // self._count - used
+                if self._start is not None and len(text) > room:
+                    text = packed(picture, self._start)
+                if len(text) > room:
+                    continue
+                used += len(text)
             yield index, text
 
     @property
     def histograms(self) -> str:
         """Each picture's `histogram`, deflated, in base64."""
-        return _base64(zlib.compress(b"".join(self._histograms or []), 9))
+        return _base64(zlib.compress(b"".join(self._histograms), 9))
 
 
 def histogram(picture: Picture) -> UInt32[np.ndarray, "2 256"]:
@@ -76,19 +89,28 @@ def histogram(picture: Picture) -> UInt32[np.ndarray, "2 256"]:
     ).astype(np.uint32)
 
 
-def packed(picture: Picture) -> str:
-    """Width, height, the image as WebP, and its two maps, deflated: all in base64.
+def packed(picture: Picture, start: int | None = None) -> str:
+    """Width, height, steps, the image as WebP, and its two maps, deflated, the latter in base64.
 
     The maps are differences along both axes, of which there are fewer values.
+
+    Arguments:
+
+    - `start`: rounds `output` down to this and what is whole steps of `COARSE` away from it.
     """
     height, width = picture.target.shape
-    maps = np.stack([picture.target, picture.output])
+    output, step = picture.output, 1
+    if start is not None:
+        step = COARSE
+        below = (output.astype(int) - start) // step * step + start
+        output = np.maximum(below, 0).astype(np.uint8)
+    maps = np.stack([picture.target, output])
     for axis in (1, 2):
         maps = np.diff(maps, axis=axis, prepend=np.uint8(0))
     stream = io.BytesIO()
     Image.fromarray(picture.image).save(stream, "WEBP", quality=_QUALITY)
     images = _base64(stream.getvalue()), _base64(zlib.compress(maps.tobytes(), 9))
-    return " ".join([str(width), str(height), *images])
+    return " ".join([str(width), str(height), str(step), *images])
 
 
 def _base64(content: bytes) -> str:

@@ -53,7 +53,7 @@ def save_report(report: Report, pictures: Iterable[Picture], path: Path) -> None
     Arguments:
 
     - `pictures`: of the report's rows, in their order. The page carries the worst and the best,
-      and as many others as fit into 40 MB.
+      and of the others what fits into 40 MB, coarsely if need be (see `Embedding`).
 
     Raises ValueError where there are more or fewer pictures than rows.
     """
@@ -63,8 +63,9 @@ def save_report(report: Report, pictures: Iterable[Picture], path: Path) -> None
     )
     worst = ranks[: min(_SHOWN, (len(ranks) + 1) // 2)]
     best = ranks[len(worst) :][: -_SHOWN - 1 : -1]
-    embedding = Embedding(pictures, len(report.rows), [*worst, *best], is_binary=report.is_binary)
     metrics = report.metrics
+    start = min(round(256 * metrics.get("threshold", 0.5)), 255) if report.is_binary else None
+    embedding = Embedding(pictures, len(report.rows), [*worst, *best], start=start)
     style = _read("report.css")
     script = Markup("\n").join(_read(f"{name}.js") for name in _SCRIPTS)
     parts = (
@@ -90,7 +91,7 @@ def save_report(report: Report, pictures: Iterable[Picture], path: Path) -> None
             embedding=embedding,
             data={
                 "isBinary": report.is_binary,
-                "threshold": metrics.get("threshold"),
+                "start": start,
                 "classes": list(report.classes),
                 "colours": report.colours.tolist(),
                 "columns": _columns(report.rows),

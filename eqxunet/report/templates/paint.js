@@ -15,10 +15,15 @@ const glazed = data.colours.map((colour, k) =>
   k === 0 ? pack(colour, 178) : data.isBinary ? CLEAR : pack(colour, 115),
 );
 
-let level = 128; // of a binary task: foreground is an output of at least this
+let level = data.start; // of a binary task: foreground is an output of at least this
+
+// The nearest level that a picture has which is carried in steps.
+const nearest = ({ step }) => data.start + step * Math.round((level - data.start) / step);
 
 function predicted(picture) {
-  return data.isBinary ? picture.output.map((q) => (q >= level ? 1 : 0)) : picture.output;
+  if (!data.isBinary) return picture.output;
+  const least = nearest(picture);
+  return picture.output.map((q) => (q >= least ? 1 : 0));
 }
 
 function draw(canvas, { width, height }, colourOf) {
@@ -50,13 +55,14 @@ function panel(title, name, { src }, { isPale = false, hasImage = true, hasMap =
   return { figure, canvas };
 }
 
-// Fills a box with panels; the function that comes back redraws those that the threshold changes.
+// Fills a box with panels; the function that comes back redraws those that the threshold changes,
+// and tells what it shows.
 async function fill(box, index) {
   const shown = await picture(index);
   if (!shown) {
     const reason = "The page does not carry this picture: with all of them it would be too large.";
     box.replaceChildren(element("p", { className: "absent" }, reason));
-    return () => {};
+    return () => null;
   }
   const { target, width } = shown;
   const name = names[index];
@@ -77,6 +83,7 @@ async function fill(box, index) {
       if (map[p] === target[p] || target[p] === 255) return CLEAR;
       return data.isBinary && map[p] === 0 ? MISSED : TOO_MUCH;
     });
+    return shown;
   };
   redraw();
   return redraw;

@@ -44,12 +44,13 @@ function undo(map, width) {
 async function picture(index) {
   const block = $(`picture-${index}`);
   if (!block) return null;
-  const [width, height, image, packed] = block.textContent.split(" ");
+  const [width, height, step, image, packed] = block.textContent.split(" ");
   const maps = await inflate(packed);
   const pixels = width * height;
   return {
     width: Number(width),
     height: Number(height),
+    step: Number(step),
     src: `data:image/webp;base64,${image}`,
     target: undo(maps.subarray(0, pixels), Number(width)),
     output: undo(maps.subarray(pixels), Number(width)),

@@ -87,13 +87,11 @@ function setLevel(k) {
   Object.entries(scores[k]).forEach(([id, value]) => show(id, value));
   for (const end of ["x1", "x2"]) chart.querySelector(".mark").setAttribute(end, abscissa(k));
   cards.forEach(refresh);
-  redrawViewed();
 }
 
 if (data.isBinary) {
   drawCurves();
-  const start = Math.min(255, Math.round(256 * (data.threshold ?? 0.5)));
   $("slider").addEventListener("input", () => setLevel(Number($("slider").value)));
-  $("reset").addEventListener("click", () => setLevel(start));
-  setLevel(start);
+  $("reset").addEventListener("click", () => setLevel(data.start));
+  setLevel(data.start);
 }

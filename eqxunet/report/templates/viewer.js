@@ -2,7 +2,6 @@
 
 const viewer = $("viewer");
 let viewed = 0;
-let redrawViewed = () => {};
 let neighbours = () => []; // indices in the order that the arrows follow
 
 async function view(index) {
@@ -20,17 +19,21 @@ async function view(index) {
         ),
       ),
   );
-  if (data.isBinary) {
-    const counts = countsAt(level, index);
-    const [iou, dice] = [iouOf(counts), diceOf(counts)].map((score) => score.toFixed(3));
-    $("viewer-note").textContent = `At the threshold ${(level / 256).toFixed(3)}: IoU ${iou}, Dice ${dice}`;
-  }
   if (!viewer.open) viewer.showModal();
   const box = element("div");
   const redraw = await fill(box, index);
   if (viewed !== index) return; // another one was asked for meanwhile
   $("viewer-panels").replaceChildren(box);
-  redrawViewed = redraw;
+  if (data.isBinary) $("viewer-note").textContent = noteOn(index, redraw());
+}
+
+function noteOn(index, picture) {
+  const counts = countsAt(level, index);
+  const [iou, dice] = [iouOf(counts), diceOf(counts)].map((score) => score.toFixed(3));
+  const note = `At the threshold ${(level / 256).toFixed(3)}: IoU ${iou}, Dice ${dice}.`;
+  if (!picture || nearest(picture) === level) return note;
+  const near = (nearest(picture) / 256).toFixed(3);
+  return `${note} Shown at ${near}, the nearest that the page carries of this picture.`;
 }
 
 function step(by) {
