@@ -260,7 +260,7 @@ def test_a_matrix_gives_the_shares_of_each_true_class(tmp_path):
     report, pictures = semantic(drawn(3), ("ground", "cat", "dog"))
     page = page_of(report, pictures, tmp_path)
     cells = np.array([text.strip() for text in page.texts["td"]][-9:]).reshape(3, 3)
-    np.testing.assert_array_equal(cells, np.where(np.eye(3), "83.3%", "8.3%"))
+    np.testing.assert_array_equal(cells, np.where(np.eye(3), "83.3% 100", "8.3% 10"))
     assert "histograms" not in page.texts
 
 

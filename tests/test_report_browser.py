@@ -12,6 +12,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `d
 from browser import CHROMIUM, DRIVER, chromium, open_page, set_up  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -71,6 +72,18 @@ def set_value(page, selector, value):
     )
 
 
+def settle(page):
+    """Waits until the page has drawn what it was told."""
+    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+
+def wait_for(page, selector, expected):
+    """Waits until texts are those expected."""
+    WebDriverWait(page, 20).until(
+        lambda page: texts(page, selector) == expected, f"{selector}: not {expected}"
+    )
+
+
 def column(page, number):
     return texts(page, f"#body tr:not(.space) td:nth-child({number})")
 
@@ -100,7 +113,7 @@ def test_pictures_follow_the_threshold(page, k):
     set_value(page, "#slider", k)
     card = find(page, "#worst .card")
     page.execute_script("arguments[0].scrollIntoView()", card)
-    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    settle(page)
     worst = int(np.argmin(counts_at(PICTURES, 128).iou))
     counts = counts_at([PICTURES[worst]], k)
     canvas = card.find_elements(By.TAG_NAME, "canvas")[2]
@@ -160,7 +173,7 @@ def test_filters_by_name_group_and_score(page):
 def test_only_rows_in_sight_are_in_the_document(page):
     assert len(column(page, 1)) < 60
     page.execute_script("document.getElementById('scroller').scrollTop = 1e6")
-    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    settle(page)
     iou = counts_at(PICTURES, 128).iou
     assert column(page, 2)[-1] == f"{iou.max():.3f}"
 
@@ -189,7 +202,7 @@ def test_the_table_answers_to_keys(page):
     assert shown["TP"] == str(counts.tp[order[3]]) and shown["IoU"] == f"{counts.iou[order[3]]:.3f}"
     moved = counts_at(PICTURES, 60)
     note = f"IoU {moved.iou[order[3]]:.3f}, Dice {moved.dice[order[3]]:.3f}"
-    assert texts(page, "#viewer-note") == [f"At the threshold 0.234: {note}."]
+    wait_for(page, "#viewer-note", [f"At the threshold 0.234: {note}."])
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert viewer.get_attribute("open") is None
     assert page.switch_to.active_element == table
@@ -198,11 +211,9 @@ def test_the_table_answers_to_keys(page):
 def test_a_row_shows_its_picture(page):
     set_value(page, "#query", NAMES[33])
     find(page, "#body tr:not(.space)").click()
-    page.execute_async_script("setTimeout(arguments[0], 100)")
-    images = texts(page, "#viewer figcaption")
-    assert images == ["image", "truth", "prediction", "errors"]
-    shown = page.execute_script("return document.querySelector('#viewer img').naturalWidth")
-    assert shown == 32
+    wait_for(page, "#viewer figcaption", ["image", "truth", "prediction", "errors"])
+    script = "const image = document.querySelector('#viewer img'); await image.decode();"
+    assert page.execute_script(script + "return image.naturalWidth") == 32
 
 
 def test_names_are_text(page):
@@ -213,6 +224,7 @@ def test_names_are_text(page):
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_the_theme_is_the_systems_until_the_button_is_pressed(page, is_dark):
     set_up(page, is_dark=is_dark)
+    settle(page)
     light, dark = "rgb(250, 250, 248)", "rgb(20, 21, 23)"
 
     def ground():

@@ -79,7 +79,7 @@ class Embedding:
     @property
     def histograms(self) -> str:
         """Each picture's `histogram`, deflated, in base64."""
-        return _base64(zlib.compress(b"".join(self._histograms), 9))
+        return _base64(zlib.compress(b"".join(self._histograms)))
 
 
 def histogram(picture: Picture) -> UInt32[np.ndarray, "2 256"]:
@@ -109,7 +109,7 @@ def packed(picture: Picture, start: int | None = None) -> str:
         maps = np.diff(maps, axis=axis, prepend=np.uint8(0))
     stream = io.BytesIO()
     Image.fromarray(picture.image).save(stream, "WEBP", quality=_QUALITY)
-    images = _base64(stream.getvalue()), _base64(zlib.compress(maps.tobytes(), 9))
+    images = _base64(stream.getvalue()), _base64(zlib.compress(maps.tobytes()))
     return " ".join([str(width), str(height), str(step), *images])
 
 

@@ -68,10 +68,14 @@ function scoresAt(k) {
 // The scores at all thresholds, as lines over the axes that the page has for them.
 const scores = data.isBinary ? Array.from({ length: 256 }, (_, k) => scoresAt(k)) : [];
 const chart = document.querySelector("#by-threshold svg[role]");
-const [left, above, width, height] = chart?.dataset.plot.split(" ").map(Number) ?? [];
-const abscissa = (k) => left + (width * k) / 256;
+
+function abscissa(k) {
+  const [left, , width] = chart.dataset.plot.split(" ").map(Number);
+  return left + (width * k) / 256;
+}
 
 function drawCurves() {
+  const [, above, , height] = chart.dataset.plot.split(" ").map(Number);
   ["mean-iou", "mean-dice"].forEach((name, line) => {
     const points = scores.map((score, k) => `${abscissa(k)},${above + height * (1 - score[name])}`);
     chart.querySelector(`.line-${line}`).setAttribute("points", points.join(" "));
