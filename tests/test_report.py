@@ -143,11 +143,11 @@ def test_pictures_and_histograms_survive(tmp_path):
 
 def test_pictures_have_equal_shares_of_the_room_and_those_of_the_page_all_they_need():
     pictures = drawn(9)
-    whole = dict(Embedding(pictures, 9, (), start=100))
+    whole = dict(Embedding(pictures, 9, (), start=100, room=10**6))
     assert [len(whole), whole[0].split(" ")[2]] == [9, "1"]
     coarse = [packed(picture, 100) for picture in pictures]
     room = 9 * max(map(len, coarse))
-    some = Embedding(pictures, 9, (7,), start=100, largest=room)
+    some = Embedding(pictures, 9, (7,), start=100, room=room)
     texts = dict(some)
     assert texts.keys() == whole.keys() and texts[7] == whole[7]
     assert all(text in (whole[i], coarse[i]) for i, text in texts.items())
@@ -157,7 +157,7 @@ def test_pictures_have_equal_shares_of_the_room_and_those_of_the_page_all_they_n
         output = unpacked(text)[2].astype(int)
         for k in range(4, 256, 16):  # whole steps away from the start
             np.testing.assert_array_equal(output >= k, picture.output >= k)
-    none = Embedding(pictures, 9, (7,), start=100, largest=9 * 100)
+    none = Embedding(pictures, 9, (7,), start=100, room=9 * 100)
     assert dict(none) == {7: whole[7]}
     # Scores are of all.
     assert none.histograms == some.histograms

@@ -1,12 +1,14 @@
 """The page of an evaluation in headless Chromium."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from report_pages import binary, counts_at, drawn, semantic
 
 from eqxunet.report import save_report
+from eqxunet.report.embedding import packed
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `dev`")
 from browser import CHROMIUM, DRIVER, chromium, open_page, set_up  # noqa: E402
@@ -23,6 +25,17 @@ pytestmark = [
 PICTURES = drawn(120)
 NASTY = "</script><img src=x onerror='window.hacked = 1'>\"'\n\u2028 猫"
 NAMES = [NASTY, *(f"image_{i:04}" for i in range(1, 120))]
+
+
+# How many pixels of a canvas are red, and how many blue.
+ERRORS = (
+    "const {width, height} = arguments[0];"
+    "const pixels = arguments[0].getContext('2d').getImageData(0, 0, width, height).data;"
+    "let [red, blue] = [0, 0];"
+    "for (let i = 0; i < pixels.length; i += 4) {"
+    "  red += pixels[i] === 215; blue += pixels[i + 2] === 210;"
+    "} return [red, blue]"
+)
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +131,7 @@ def test_pictures_follow_the_threshold(page, k):
     counts = counts_at([PICTURES[worst]], k)
     canvas = card.find_elements(By.TAG_NAME, "canvas")[2]
     assert canvas.get_attribute("aria-label") == f"errors of {NAMES[worst]}"
-    red, blue = page.execute_script(
-        "const {width, height} = arguments[0];"
-        "const pixels = arguments[0].getContext('2d').getImageData(0, 0, width, height).data;"
-        "let [red, blue] = [0, 0];"
-        "for (let i = 0; i < pixels.length; i += 4) {"
-        "  red += pixels[i] === 215; blue += pixels[i + 2] === 210;"
-        "} return [red, blue]",
-        canvas,
-    )
+    red, blue = page.execute_script(ERRORS, canvas)
     assert (red, blue) == (counts.fp[0], counts.fn[0])
     assert card.find_element(By.TAG_NAME, "data").text == f"IoU {counts.iou[0]:.3f}"
 
@@ -214,6 +219,37 @@ def test_a_row_shows_its_picture(page):
     wait_for(page, "#viewer figcaption", ["image", "truth", "prediction", "errors"])
     script = "const image = document.querySelector('#viewer img'); await image.decode();"
     assert page.execute_script(script + "return image.naturalWidth") == 32
+
+
+def test_a_page_of_little_room_says_what_it_shows(browser, tmp_path):
+    room = 9 * sum(len(packed(picture, 128)) for picture in PICTURES) // 10
+    cards = np.argsort(counts_at(PICTURES, 128).iou, kind="stable")[[*range(12), *range(-12, 0)]]
+    save_report(binary(PICTURES, NAMES), PICTURES, tmp_path / "report.html", room=room)
+    page = (tmp_path / "report.html").read_text()
+    carried = dict(re.findall(r'id="picture-(\d+)">\d+ \d+ (\d+)', page))
+    assert all(carried[str(index)] == "1" for index in cards)
+    coarse = next(int(index) for index, step in carried.items() if step == "16")
+    absent = next(index for index in range(120) if str(index) not in carried)
+    set_up(browser)
+    open_page(browser, tmp_path / "report.html")
+    set_value(browser, "#slider", 60)
+    set_value(browser, "#query", NAMES[coarse])
+    find(browser, "#body tr:not(.space)").click()
+    wait_for(browser, "#viewer figcaption", ["image", "truth", "prediction", "errors"])
+    near = counts_at([PICTURES[coarse]], 64)
+    errors = browser.execute_script(ERRORS, find(browser, "#viewer figure:last-child canvas"))
+    assert errors == [near.fp[0], near.fn[0]]
+    asked = counts_at([PICTURES[coarse]], 60)
+    assert find(browser, "#viewer-note").text == (
+        f"At the threshold 0.234: IoU {asked.iou[0]:.3f}, Dice {asked.dice[0]:.3f}. "
+        "Shown at 0.250, the nearest that the page carries of this picture."
+    )
+    find(browser, "#close").click()
+    set_value(browser, "#query", NAMES[absent])
+    find(browser, "#body tr:not(.space)").click()
+    reason = "The page does not carry this picture: with all of them it would be too large."
+    wait_for(browser, "#viewer-panels p", [reason])
+    assert browser.get_log("browser") == []
 
 
 def test_names_are_text(page):

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8, UInt32
 from PIL import Image
 
-LARGEST = 33_000_000
-"""Characters that a page's pictures take at most."""
+ROOM = 33_000_000
+"""Characters for pictures in a page of less than 40 MB."""
 
 COARSE = 16
 """Steps of 1/256 in which the probabilities of a picture are carried that has little room."""
@@ -42,7 +42,7 @@ class Embedding:
     - `always`: indices of the pictures that are carried whole in any case.
     - `start`: of a binary task, the `output` from which on a pixel is foreground; the steps of a
       coarse picture begin there. None for other tasks.
-    - `largest`: characters that all others may take.
+    - `room`: characters that all others may take.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Embedding:
         always: Iterable[int],
         *,
         start: int | None,
-        largest: int = LARGEST,
+        room: int,
     ):
         self._pictures = pictures
         self._count = count
         self._always = frozenset(always)
         self._start = start
-        self._largest = largest
+        self._room = room
         self._histograms: list[bytes] = []
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
@@ -68,7 +68,7 @@ class Embedding:
             if self._start is not None:
                 self._histograms.append(histogram(picture).astype("<u4").tobytes())
             if index not in self._always:
-                room = self._largest * (index + 1) // self._count - used
+                room = self._room * (index + 1) // self._count - used
                 if self._start is not None and len(text) > room:
                     text = packed(picture, self._start)
                 if len(text) > room:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from .charts import histogram, learning_curves, threshold_axes, validation_curves
-from .embedding import Embedding, Picture
+from .embedding import ROOM, Embedding, Picture
 from .tables import Table, breakdown, conditions, flat, label, number, score
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -47,13 +47,16 @@ class Report:
         return self.metrics["task"] == "binary"
 
 
-def save_report(report: Report, pictures: Iterable[Picture], path: Path) -> None:
+def save_report(
+    report: Report, pictures: Iterable[Picture], path: Path, *, room: int = ROOM
+) -> None:
     """Writes the page; its pictures are read and written one by one.
 
     Arguments:
 
     - `pictures`: of the report's rows, in their order. The page carries the worst and the best,
-      and of the others what fits into 40 MB, coarsely if need be (see `Embedding`).
+      and of the others what there is room for, coarsely if need be (see `Embedding`).
+    - `room`: characters for those others.
 
     Raises ValueError where there are more or fewer pictures than rows.
     """
@@ -65,7 +68,7 @@ def save_report(report: Report, pictures: Iterable[Picture], path: Path) -> None
     best = ranks[len(worst) :][: -_SHOWN - 1 : -1]
     metrics = report.metrics
     start = min(round(256 * metrics.get("threshold", 0.5)), 255) if report.is_binary else None
-    embedding = Embedding(pictures, len(report.rows), [*worst, *best], start=start)
+    embedding = Embedding(pictures, len(report.rows), [*worst, *best], start=start, room=room)
     style = _read("report.css")
     script = Markup("\n").join(_read(f"{name}.js") for name in _SCRIPTS)
     parts = (
