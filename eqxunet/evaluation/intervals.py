@@ -18,7 +18,7 @@ def mean_intervals(values: Float[np.ndarray, "n m"]) -> list[dict[str, Any]]:
     1993, chapter 13). All columns share the resamples, so the paired interval of a difference is
     that of the column of differences.
 
-    Of intervals of scores as skewed as IoU is, 94% to 95% cover the mean with 100 images, 91% to
+    Of intervals of scores as skewed as IoU is, 93% to 95% cover the mean with 100 images, 91% to
     93% with 30, and 76% to 89% with 10: of few images they are too narrow.
 
     NaN stands for what an image does not have: it is left out of its column's mean, and of that

@@ -25,20 +25,25 @@ def append_metrics(directory: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, up to one that a crash left incomplete."""
+    path = directory / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
 def keep_metrics_until(directory: Path, step: int) -> list[dict[str, Any]]:
     """Drops the lines of `metrics.jsonl` after `step`, which a resumed run writes anew.
 
     Returns the lines that stay. One that a crash left incomplete is dropped too.
     """
     path = directory / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["step"] <= step:
-            records.append(record)
+    records = [record for record in read_metrics(directory) if record["step"] <= step]
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
     temporary.replace(path)
@@ -90,7 +95,7 @@ def clear(directory: Path) -> None:
         if (directory / name).exists():
             shutil.rmtree(directory / name)
     pictures = ("curves.png", "predictions.png", "progress.png")
-    for name in ("metrics.jsonl", *pictures, "config.json"):
+    for name in ("metrics.jsonl", *pictures, "calibration.json", "config.json"):
         (directory / name).unlink(missing_ok=True)
 
 

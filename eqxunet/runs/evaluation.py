@@ -12,12 +12,13 @@ from ..data import Split, label_kind
 from ..data.complaints import some_of
 from ..data.source import open_source
 from ..errors import InputError
-from ..evaluation import Scores, per_image, score, score_at_own_size, summarise
+from ..evaluation import per_image, score, score_at_own_size, summarise
 from .calibration import chosen_threshold
 from .config import RunConfig, absolute
 from .load import Run, RunLike, as_run
 from .observer import Observer
 from .pictures import draw_examples
+from .report import write_report
 from .scores import check_same_images, check_scores, scores_directory
 from .splits import load
 
@@ -35,7 +36,7 @@ def evaluate(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Scores a run on a split: writes metrics.json, per_image.csv and examples.png.
+    """Scores a run on a split: writes metrics.json, per_image.csv, examples.png and report.html.
 
     Returns what `metrics.json` holds: IoU and Dice, per image and pooled, by border policy.
 
@@ -104,9 +105,12 @@ def evaluate(
             **summarise(scores),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, metrics, scores)
+        rows = per_image(scores)
+        _write(folder, metrics, rows)
         draw_examples(run, arrays, scores, folder / "examples.png")
-    observer.note(f"written: metrics.json, per_image.csv and examples.png in {folder}")
+    with observer.stage("the report"):
+        write_report(run, arrays, scores, metrics, rows, folder / "report.html")
+    observer.note(f"written: metrics.json, per_image.csv, examples.png and report.html in {folder}")
     return metrics
 
 
@@ -161,9 +165,8 @@ def check_classes(run: Run, split: Split) -> None:
             )
 
 
-def _write(folder: Path, metrics: dict[str, Any], scores: Scores) -> None:
+def _write(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    rows = per_image(scores)
     with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -1,0 +1,63 @@
+"""The page of a run's scores."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data import Split
+from ..evaluation import Scores
+from .directory import read_metrics
+from .load import Run
+
+if TYPE_CHECKING:
+    from ..report import Picture
+
+
+def write_report(
+    run: Run,
+    split: Split,
+    scores: Scores,
+    metrics: dict[str, Any],
+    rows: list[dict[str, Any]],
+    path: Path,
+) -> None:
+    """Writes the page of detailed scores; of validation, what the run's calibration holds."""
+    # Jinja2 and Matplotlib take a second, which scores can do without.
+    from ..report import Report, save_report
+
+    config = json.loads((run.directory / "config.json").read_text())
+    validation: dict[str, Any] = {}
+    if calibration := run.calibration:
+        bins = [
+            dict(zip(calibration.bins, row, strict=True))
+            for row in zip(*calibration.bins.values(), strict=True)
+        ]
+        validation = {
+            "calibration": dataclasses.asdict(calibration) | {"bins": bins},
+            "threshold_curve": calibration.curve,
+        }
+    report = Report(
+        metrics | validation,
+        rows,
+        scores.task.classes,
+        scores.task.colours,
+        read_metrics(run.directory),
+        config,
+    )
+    save_report(report, _pictures(split, scores), path)
+
+
+def _pictures(split: Split, scores: Scores) -> "Iterator[Picture]":
+    from ..report import Picture
+
+    details = scores.details
+    assert details is not None
+    outputs = details.predictions if details.levels is None else details.levels
+    for i, output in enumerate(outputs):
+        histogram = None if details.histograms is None else details.histograms[i]
+        target = np.asarray(scores.task.targets(np.asarray(split.labels[i])))
+        yield Picture(np.asarray(split.images[i]), target, output, histogram)
