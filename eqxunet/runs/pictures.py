@@ -54,7 +54,7 @@ def _draw_progress(run: Run, records: Sequence[dict[str, Any]], val_split: Split
         np.asarray(run.task.targets(val_split.labels[:count])),
         predictions,
         val_split.names[:count],
-        [f"epoch {r['epoch']}" + ("\nthe best" if r is best else "") for r, _ in shown],
+        [f"epoch {r['epoch']}" + (", best" if r is best else "") for r, _ in shown],
         run.task.colours,
         run.directory / "progress.png",
     )
