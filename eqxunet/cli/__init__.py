@@ -17,6 +17,7 @@ from ..errors import EqxunetError
 from .console import console, errors
 from .data import data_app
 from .evaluate import evaluate
+from .predict import predict
 from .train import train
 from .weights import weights_app
 
@@ -138,5 +139,6 @@ def main(
 
 app.command()(train)
 app.command(name="eval")(evaluate)
+app.command()(predict)
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")

@@ -1,7 +1,7 @@
 """What a trained model predicts, and what that scores."""
 
+from .images import as_rgb as as_rgb
 from .predictor import Predictor as Predictor
-from .predictor import as_rgb as as_rgb
 from .predictor import forward as forward
 from .predictor import predict as predict
 from .scoring import Scores as Scores

@@ -7,8 +7,6 @@ from typing import Any, overload
 
 import equinox as eqx
 import jax
-import numpy as np
-from jaxtyping import Float
 
 from ..errors import InputError, IntegrityError
 from ..evaluation import Predictor, predictor
@@ -37,9 +35,9 @@ class Run:
     step: int
     directory: Path
 
-    def predictor(self, *, batch_size: int = 16) -> Predictor:
+    def predictor(self, *, batch_size: int = 16, flip: bool = False) -> Predictor:
         """Its way from images to logits."""
-        return Predictor(self.model, self.state, self.task, batch_size)
+        return Predictor(self.model, self.state, self.task, batch_size, flip=flip)
 
     def __repr__(self) -> str:
         return (
@@ -95,14 +93,41 @@ def _as_run(directory: Path, config: RunConfig, restored: Restored) -> Run:
     return Run(model, state, config, task, restored.step, directory)
 
 
-Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
+Picture = predictor.Picture
+Probabilities = predictor.Probabilities
 
 
 @overload
-def predict(run: Run, image: predictor.Picture, /) -> Probabilities: ...
+def predict(
+    run: Run, image: Picture, /, *, tile: int | None = None, flip: bool = False
+) -> Probabilities: ...
 @overload
-def predict(model: UNet, state: eqx.nn.State, image: predictor.Picture, /) -> Probabilities: ...
-def predict(model: Run | UNet, *rest: Any) -> Probabilities:
+def predict(
+    run: Run, images: list[Picture], /, *, tile: int | None = None, flip: bool = False
+) -> list[Probabilities]: ...
+@overload
+def predict(
+    model: UNet,
+    state: eqx.nn.State,
+    image: Picture,
+    /,
+    *,
+    tile: int | None = None,
+    flip: bool = False,
+) -> Probabilities: ...
+@overload
+def predict(
+    model: UNet,
+    state: eqx.nn.State,
+    images: list[Picture],
+    /,
+    *,
+    tile: int | None = None,
+    flip: bool = False,
+) -> list[Probabilities]: ...
+def predict(
+    model: Run | UNet, *rest: Any, tile: int | None = None, flip: bool = False
+) -> Probabilities | list[Probabilities]:
     """Returns each pixel's probability, of foreground or of each class, at the image's own size.
 
     `predict(run, image)`, or `predict(model, state, image)`. The image is resized to the size that
@@ -111,12 +136,15 @@ def predict(model: Run | UNet, *rest: Any) -> Probabilities:
     Arguments:
 
     - `image`: a file, a Pillow image, or pixels: RGB, RGBA (transparency is dropped) or grey, of
-      8 bits or as floating point in [0, 1].
+      8 bits or as floating point in [0, 1]. A list of images gives a list.
+    - `tile`: predict at the image's own resolution, in tiles of so many pixels a side, as
+      `Predictor.bands` does.
+    - `flip`: take the mean of the probabilities of the image and its mirror image.
 
     Raises InputError for a file that is no image, ValueError for other pixels.
     """
     if isinstance(model, Run):
         (image,) = rest
-        return predictor.predict(model.model, model.state, image)
+        return model.predictor(flip=flip).probabilities(image, tile=tile)
     state, image = rest
-    return predictor.predict(model, state, image)
+    return predictor.predict(model, state, image, tile=tile, flip=flip)
