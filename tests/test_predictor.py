@@ -26,9 +26,7 @@ def predictor(outputs=1, **options):
     """Of a U-Net of random weights, whose norms are far from the identity."""
     model, state = eu.build(CONFIG, outputs=outputs, key=jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (4, 64, 72, 3))
-    batched = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
-    for _ in range(200):  # momentum 0.99 forgets the initial statistics slowly
-        _, state = eqx.filter_jit(batched)(images, state)
+    state = eu.precise_statistics(model, state, [images])
     model = eqx.tree_at(_scales, model, replace_fn=lambda x: x + 0.5 * jnp.sin(7 * x))
     task = eu.Binary() if outputs == 1 else Semantic(tuple(map(str, range(outputs))))
     return Predictor(eqx.nn.inference_mode(model), state, task, batch_size=4, **options)
@@ -134,7 +132,7 @@ def test_no_more_than_a_row_of_tiles_is_held(binary):
     """An image a thousand tiles high, of which the first row comes at once."""
     image = np.broadcast_to(picture(1, 64), (100_000, 64, 3))
     top, logits = next(binary.bands(image, 128))
-    assert top == 0 and len(logits) == 64
+    assert top == 0 and 0 < len(logits) <= 64
 
 
 def test_a_flip_is_the_mean_of_two_probabilities(binary, ternary):

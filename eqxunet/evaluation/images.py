@@ -12,6 +12,10 @@ from ..errors import InputError
 Picture = (
     Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | Image.Image | str | os.PathLike[str]
 )
+Pictures = list[
+    Shaped[np.ndarray, "..."] | Shaped[Array, "..."] | Image.Image | str | os.PathLike[str]
+]
+"""Of any sizes, which `Picture` would hold to one."""
 
 MAX_TILED_PIXELS = 2 * MAX_PIXELS
 """Width times height above which a file is refused even in tiles; Pillow's own limit."""

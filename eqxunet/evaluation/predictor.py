@@ -1,7 +1,7 @@
 """Images to logits and probabilities: the one way that scores, pictures and predictions share."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from ..data.decoding import resize_image
 from ..errors import InputError
 from ..models import UNet, batched, fold
 from ..tasks import AbstractTask, Binary, Semantic
-from .images import MAX_TILED_PIXELS, Picture, as_rgb
+from .images import MAX_TILED_PIXELS, Picture, Pictures, as_rgb
 from .tiles import Band, bands, resize_logits, tiling
 
 OVERLAP = 16
@@ -127,8 +127,8 @@ class Predictor(eqx.Module):
         return _by_pixel(lambda x: self.task.prediction(x / self.temperature, threshold), logits)
 
     def probabilities(
-        self, images: Picture | list[Picture], *, tile: int | None = None
-    ) -> Probabilities | list[Probabilities]:
+        self, images: Picture | Pictures, *, tile: int | None = None
+    ) -> Probabilities | list[Float[np.ndarray, "..."]]:
         """Each pixel's probability, at an image's own size; of several images, a list.
 
         Arguments and errors are those of `eqxunet.predict`.
@@ -137,13 +137,13 @@ class Predictor(eqx.Module):
         found = list(self._resized(pictures) if tile is None else self._tiled(pictures, tile))
         return found if isinstance(images, list) else found[0]
 
-    def _tiled(self, pictures: Sequence[Picture], tile: int) -> Iterator[Probabilities]:
+    def _tiled(self, pictures: Pictures, tile: int) -> Iterator[Probabilities]:
         for picture in pictures:
             pixels = as_rgb(picture, max_pixels=MAX_TILED_PIXELS)
             parts = [self.probability(logits) for _, logits in self.bands(pixels, tile)]
             yield np.concatenate(parts)
 
-    def _resized(self, pictures: Sequence[Picture]) -> Iterator[Probabilities]:
+    def _resized(self, pictures: Pictures) -> Iterator[Probabilities]:
         at_a_time = min(self.batch_size, len(pictures))
         predictor = dataclasses.replace(self, batch_size=at_a_time)
         for start in range(0, len(pictures), at_a_time):
@@ -196,11 +196,11 @@ def _by_pixel(
 def predict(
     model: UNet,
     state: eqx.nn.State,
-    image: Picture | list[Picture],
+    image: Picture | Pictures,
     *,
     tile: int | None = None,
     flip: bool = False,
-) -> Probabilities | list[Probabilities]:
+) -> Probabilities | list[Float[np.ndarray, "..."]]:
     """Returns each pixel's probability, of foreground or of each class, at the image's own size.
 
     The image is resized to the size that the model was trained at; the logits are resized back,

@@ -7,6 +7,8 @@ from typing import Any, overload
 
 import equinox as eqx
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from ..errors import InputError, IntegrityError
 from ..evaluation import Predictor, predictor
@@ -103,8 +105,8 @@ def predict(
 ) -> Probabilities: ...
 @overload
 def predict(
-    run: Run, images: list[Picture], /, *, tile: int | None = None, flip: bool = False
-) -> list[Probabilities]: ...
+    run: Run, images: predictor.Pictures, /, *, tile: int | None = None, flip: bool = False
+) -> list[Float[np.ndarray, "..."]]: ...
 @overload
 def predict(
     model: UNet,
@@ -119,15 +121,15 @@ def predict(
 def predict(
     model: UNet,
     state: eqx.nn.State,
-    images: list[Picture],
+    images: predictor.Pictures,
     /,
     *,
     tile: int | None = None,
     flip: bool = False,
-) -> list[Probabilities]: ...
+) -> list[Float[np.ndarray, "..."]]: ...
 def predict(
     model: Run | UNet, *rest: Any, tile: int | None = None, flip: bool = False
-) -> Probabilities | list[Probabilities]:
+) -> Probabilities | list[Float[np.ndarray, "..."]]:
     """Returns each pixel's probability, of foreground or of each class, at the image's own size.
 
     `predict(run, image)`, or `predict(model, state, image)`. The image is resized to the size that

@@ -100,13 +100,17 @@ def plan(
                 raise InputError(f"{path}: is a folder; name another one (--out)")
         before = read_record(files["mask"])
         record = {**conditions, "source": _source(image.path)}
-        differences = "" if before is None else _differences(before, record)
+        differences = _differences(before, record)
         known = set(before.get("files", ())) if before else set()
         if not overwrite:
             if differences:
                 in_the_way.append(f"{files['mask'].name} ({differences})")
-            elif others := there - known - {"mask"}:
-                in_the_way += [files[kind].name for kind in others]
+            elif others := [
+                files[kind].name
+                for kind in sorted(there - known - {"mask"})
+                if _differences(read_record(files[kind]), record)
+            ]:
+                in_the_way += others
             elif before is not None and there == files.keys():
                 result.done.append(files["mask"])
                 continue
@@ -147,9 +151,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def check_writable(out: Path) -> None:
-    """Makes a folder; raises InputError or UnavailableError where nothing can be written to it."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder (--out)")
+    """Makes a folder; raises UnavailableError where nothing can be written to it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -199,8 +201,10 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _differences(before: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """In what respect a file of ours is of something else; empty where it is not."""
+def _differences(before: Mapping[str, Any] | None, record: Mapping[str, Any]) -> str:
+    """In what respect a file is of something else than a record; empty where it is not."""
+    if before is None:
+        return ""
     if not before:
         return "no prediction of eqxunet"
     if before.get("weights") != record["weights"]:
@@ -219,10 +223,8 @@ def _check_folder(folder: Path, out: Path) -> None:
     if not folder.resolve().is_relative_to(root):
         raise InputError(f"{folder}: leads out of {out}; remove the link, or name another --out")
     for path in (folder, *folder.parents):
-        if path == out:
-            break
         if path.exists() and not path.is_dir():
-            raise InputError(f"{path}: is a file where a folder is needed; name another --out")
+            raise InputError(f"{path}: is a file, where a folder is needed; name another (--out)")
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
