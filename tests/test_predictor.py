@@ -71,18 +71,20 @@ def gathered(bands, height):
     return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("size", [(256, 320), (132, 512), (128, 128)])
-def test_tiles_give_what_the_whole_image_gives_in_one_pass(binary, size):
+@pytest.mark.parametrize(
+    ("size", "tile"), [((256, 320), 72), ((256, 320), 16), ((132, 512), 72), ((128, 128), 72)]
+)
+def test_tiles_give_what_the_whole_image_gives_in_one_pass(binary, size, tile):
     image = picture(*size)
     want = whole(binary, image)
     assert want.std() > 0.5
-    got = gathered(binary.bands(image, 128), size[0])
+    got = gathered(binary.bands(image, tile), size[0])
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_tiles_of_several_outputs(ternary):
     image = picture(256, 192)
-    got = gathered(ternary.bands(image, 128), 256)
+    got = gathered(ternary.bands(image, 72), 256)
     np.testing.assert_allclose(got, whole(ternary, image), atol=1e-4)
 
 
@@ -95,7 +97,7 @@ def test_sizes_that_do_not_fit_are_continued_by_the_mirror_image(binary, size, c
     missing = [(0, c - s) for c, s in zip(continued, size, strict=True)]
     larger = np.pad(image, [*missing, (0, 0)], "symmetric")
     want = whole(binary, larger)[: size[0], : size[1]]
-    got = gathered(binary.bands(image, 128), size[0])
+    got = gathered(binary.bands(image, 72), size[0])
     assert got.shape == (*size, 1)
     np.testing.assert_allclose(got, want, atol=1e-4)
 
@@ -107,19 +109,21 @@ def test_without_overlap_there_are_seams(binary):
     assert off[120:136].max() > 0.05
 
 
-@pytest.mark.parametrize(("size", "tile"), [(129, 128), (1000, 128), (137, 64), (512, 100), (9, 8)])
-def test_weights_at_each_pixel_sum_to_one_and_none_is_next_to_a_border(size, tile):
-    tiling = tiles.tiling(size, tile, 64, STRIDE)
+@pytest.mark.parametrize("size", [129, 200, 1000, 137])
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 56), (32, 56), (4, 56), (70, 20), (64, 0)])
+def test_weights_at_each_pixel_sum_to_one_and_none_is_next_to_a_border(size, tile, overlap):
+    tiling = tiles.tiling(size, tile, overlap, STRIDE)
     total = np.zeros(tiling.end)
     for start, weights in zip(tiling.starts, tiling.weights, strict=True):
         assert start % STRIDE == 0
         total[start : start + tiling.side] += weights
     np.testing.assert_allclose(total, 1, rtol=1e-6)
     assert size <= tiling.end < size + STRIDE
-    outer = 3 * (min(64, tile // 2) // STRIDE * STRIDE) // 8
-    assert (tiling.weights[1:, :outer] == 0).all() and (tiling.weights[:-1, -outer:] == 0).all()
+    outer = 7 * overlap // 16
+    assert (tiling.weights[1:, :outer] == 0).all()
+    assert (tiling.weights[:-1, tiling.side - outer :] == 0).all()
     steps = np.diff(tiling.starts)
-    assert steps.min() > 0 and steps.max() <= tile - min(64, tile // 2) // STRIDE * STRIDE
+    assert steps.min() > 0 and steps.max() <= -(-tile // STRIDE) * STRIDE
 
 
 @pytest.mark.parametrize("tile", [0, -5])
@@ -131,8 +135,8 @@ def test_tiles_without_pixels_are_refused(binary, tile):
 def test_no_more_than_a_row_of_tiles_is_held(binary):
     """An image a thousand tiles high, of which the first row comes at once."""
     image = np.broadcast_to(picture(1, 64), (100_000, 64, 3))
-    top, logits = next(binary.bands(image, 128))
-    assert top == 0 and 0 < len(logits) <= 64
+    top, logits = next(binary.bands(image, 72))
+    assert top == 0 and 0 < len(logits) <= 72
 
 
 def test_a_flip_is_the_mean_of_two_probabilities(binary, ternary):
@@ -172,7 +176,7 @@ def test_tiles_are_flipped_too(binary):
     image = picture(256, 192)
     flipped = dataclasses.replace(binary, flip=True)
     passes = [whole(binary, image), whole(binary, image[:, ::-1])[:, ::-1]]
-    got = gathered(flipped.bands(image, 128), 256)
+    got = gathered(flipped.bands(image, 72), 256)
     np.testing.assert_allclose(got, logit(expit(np.float64(passes)).mean(0)), atol=1e-3)
 
 
@@ -219,8 +223,8 @@ def test_a_list_of_images_gives_a_list(binary):
 
 def test_predict_takes_tiles_and_flips(binary):
     image = picture(192, 256)
-    got = eu.predict(binary.model, binary.state, image, tile=128, flip=True)
+    got = eu.predict(binary.model, binary.state, image, tile=72, flip=True)
     flipped = dataclasses.replace(binary, flip=True)
-    want = expit(gathered(flipped.bands(image, 128), 192))[..., 0]
+    want = expit(gathered(flipped.bands(image, 72), 192))[..., 0]
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, atol=1e-6)

@@ -18,8 +18,9 @@ from ..tasks import AbstractTask, Binary, Semantic
 from .images import MAX_TILED_PIXELS, Picture, Pictures, as_rgb
 from .tiles import Band, bands, resize_logits, tiling
 
-OVERLAP = 16
+OVERLAP = 14
 """Of neighbouring tiles, in the encoder's deepest strides."""
+
 _PIXELS = 1 << 18  # decoded at a time
 Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
 
@@ -83,19 +84,20 @@ class Predictor(eqx.Module):
 
         Each band comes with the number of its first row, from the top down; what is held in memory
         is one row of tiles. Tiles start at multiples of the encoder's deepest stride, so that all
-        pool alike. Where two overlap, logits go over from one to the other, and the pixels next to
-        a tile's border, which see padding in place of the image, have no weight.
+        pool alike. Where they overlap, logits go over from one to the next, and those next to a
+        tile's border, which depend on padding in place of the image, have no weight.
 
-        With the plain U-Net, whose norms are BatchNorm, and tiles of twice the overlap at least,
-        this is what the whole image gives in one pass, if its sides are multiples of that stride;
-        otherwise its last rows and columns are mirrored up to the next one. The statistics of a
-        GroupNorm, as of SERL's ResNet-10, are a tile's own, and depend on what it shows.
+        With the plain U-Net, whose norms are BatchNorm, this is what the whole image gives in one
+        pass, if its sides are multiples of that stride; otherwise its last rows and columns are
+        mirrored up to the next one. The statistics of a GroupNorm, as of SERL's ResNet-10, are a
+        tile's own, and depend on what it shows.
 
         Arguments:
 
-        - `tile`: its side in pixels, rounded up to a multiple of the deepest stride. Smaller images
+        - `tile`: side in pixels of what a tile adds to the image. Images that fit into one tile
           are continued by their mirror image, to a multiple of a quarter of it.
-        - `overlap`: of neighbours, in pixels; half a tile at most. By default `OVERLAP` strides.
+        - `overlap`: how many pixels of its neighbours a tile sees, half of them on each side; by
+          default `OVERLAP` of the deepest strides, as far as the plain U-Net looks.
 
         Raises InputError for a tile below 1.
         """
@@ -144,7 +146,7 @@ class Predictor(eqx.Module):
             yield np.concatenate(parts)
 
     def _resized(self, pictures: Pictures) -> Iterator[Probabilities]:
-        at_a_time = min(self.batch_size, len(pictures))
+        at_a_time = max(1, min(self.batch_size, len(pictures)))
         predictor = dataclasses.replace(self, batch_size=at_a_time)
         for start in range(0, len(pictures), at_a_time):
             batch = [as_rgb(picture) for picture in pictures[start : start + at_a_time]]

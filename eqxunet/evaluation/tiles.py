@@ -33,42 +33,42 @@ class Tiling(NamedTuple):
 
 
 def tiling(size: int, tile: int, overlap: int, stride: int) -> Tiling:
-    """Places tiles along an axis, evenly, each `overlap` pixels over its neighbour at least.
+    """Places tiles along an axis, evenly, with a new one every `tile` pixels at least.
 
-    An axis shorter than `tile` has one tile, of quarters of `tile`, so that images of many sizes
-    share few compiled shapes.
+    Their sides are the sum of `tile` and `overlap`. A shorter axis has one, of quarters of that, so
+    that images of many sizes share few compiled shapes.
 
     Arguments:
 
-    - `stride`: what starts, sides and `tile` are multiples of, here rounded up.
+    - `stride`: what starts and sides are multiples of; here both numbers are rounded up.
     """
-    tile = _up(tile, stride)
-    if size <= tile:
-        side = min(tile, _up(size, _up(tile // 4, stride)))
+    step, overlap = _up(tile, stride), _up(overlap, stride)
+    side = step + overlap
+    if size <= side:
+        side = min(side, _up(size, _up(side // 4, stride)))
         return Tiling(side, np.zeros(1, int), np.ones((1, side), np.float32))
-    step = tile - min(overlap, tile // 2) // stride * stride
-    span = _up(size, stride) - tile  # from the first start to the last
+    span = _up(size, stride) - side  # from the first start to the last
     count = -(-span // step) + 1
     starts = np.arange(count) * span // (count - 1) // stride * stride
-    weights = _weights(tile, tile - step, count)
-    # Where tiles lie closer than they need to, weights at one pixel sum to more.
-    total = np.zeros(span + tile, np.float32)
+    weights = _weights(side, overlap, count)
+    # More than two tiles may lie over a pixel.
+    total = np.zeros(span + side, np.float32)
     for start, weight in zip(starts, weights, strict=True):
-        total[start : start + tile] += weight
+        total[start : start + side] += weight
     for start, weight in zip(starts, weights, strict=True):
-        weight /= total[start : start + tile]
-    return Tiling(tile, starts, weights)
+        weight /= total[start : start + side]
+    return Tiling(side, starts, weights)
 
 
-def _weights(tile: int, overlap: int, count: int) -> Float[np.ndarray, "{count} {tile}"]:
-    """Zero over the outer 3/8 of an overlap, rising over the 2/8 in its middle; 1 at the image's
-    own borders."""
-    outer, ramp = 3 * overlap // 8, overlap - 2 * (3 * overlap // 8)
-    pixel = np.arange(tile, dtype=np.float32)
-    rising = np.clip((pixel + 0.5 - outer) / max(ramp, 1), 0, 1)
+def _weights(side: int, overlap: int, count: int) -> Float[np.ndarray, "{count} {side}"]:
+    """Zero over the outer 7/16 of an overlap, rising over the 2/16 in its middle; but not at the
+    image's own borders."""
+    outer = 7 * overlap // 16
+    pixel = np.arange(side, dtype=np.float32)
+    rising = np.clip((pixel + 0.5 - outer) / max(overlap - 2 * outer, 1), 0, 1)
     weights = np.tile(np.minimum(rising, rising[::-1]), (count, 1))
-    weights[0, : tile // 2] = 1
-    weights[-1, -(tile // 2) :] = 1
+    weights[0, : side // 2] = weights[0, side // 2]
+    weights[-1, side // 2 :] = weights[-1, side // 2]
     return weights
 
 
