@@ -535,7 +535,7 @@ def test_bad_files_are_listed_at_the_end_with_a_code(trained, tmp_path):
     (tmp_path / "notes.md").touch()
     code, stdout, stderr = invoke(trained, tmp_path, "--run", "run", "--out", tmp_path / "out")
     assert code == 2
-    assert "1 images predicted" in stdout and "1 files that are no images" in stdout
+    assert "1 image predicted" in stdout and "other files left out: 1" in stdout
     headline, *lines = stderr.strip().splitlines()
     assert headline == "error: 4 of 5 images cannot be used:"
     (line,) = lines

@@ -30,7 +30,7 @@ def predict(
     ] = "0.5",
     tile: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Predict at full resolution, in tiles of N x N pixels."),
+        typer.Option(metavar="N", help="Predict at full resolution, N x N pixels at a time."),
     ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Mean of the image and its mirror.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write NAME.overlay.png too.")] = False,
@@ -95,22 +95,26 @@ def _print(predictions: "Predictions", out: Path) -> None:
     from ..data.complaints import summarised
 
     count = len(predictions.written)
-    speed = f", {count / predictions.seconds:.1f} images/s" if count else ""
+    speed = f", {count / predictions.seconds:.3g} images/s" if count else ""
     kept = f"; {len(predictions.kept)} were there already" if predictions.kept else ""
     console.print(
-        f"{count} images predicted in {predictions.seconds:.1f} s{speed}, in {display(out)}{kept}",
+        f"{_images(count)} predicted in {predictions.seconds:.1f} s{speed}, in {display(out)}{kept}",
         markup=False,
         soft_wrap=True,
     )
     if predictions.ignored:
-        console.print(f"{predictions.ignored} files that are no images were left out")
+        console.print(f"other files left out: {predictions.ignored}")
     if not (failed := predictions.failed):
         return
     lines = summarised(failed)
     more = [f"and {len(lines) - _LINES} lines more"] if len(lines) > _LINES else []
     total = count + len(predictions.kept) + len(failed)
-    errors.print(f"[red]error:[/] {len(failed)} of {total} images cannot be used:")
+    errors.print(f"[red]error:[/] {len(failed)} of {_images(total)} cannot be used:")
     for line in [*lines[:_LINES], *more]:
         line = line.replace(f"{os.getcwd()}{os.sep}", "")
         errors.print(escape(line.encode(errors="replace").decode()))
     raise typer.Exit(InputError.exit_code)
+
+
+def _images(count: int) -> str:
+    return f"{count} image" if count == 1 else f"{count} images"
