@@ -98,7 +98,8 @@ def _print(predictions: "Predictions", out: Path) -> None:
     speed = f", {count / predictions.seconds:.3g} images/s" if count else ""
     kept = f"; {len(predictions.kept)} were there already" if predictions.kept else ""
     console.print(
-        f"{_images(count)} predicted in {predictions.seconds:.1f} s{speed}, in {display(out)}{kept}",
+        f"{_images(count)} predicted in {predictions.seconds:.1f} s{speed}, in {display(out)}"
+        f"{kept}",
         markup=False,
         soft_wrap=True,
     )
