@@ -21,7 +21,7 @@ from .tiles import Band, bands, resize_logits, tiling
 OVERLAP = 14
 """Of neighbouring tiles, in the encoder's deepest strides."""
 
-_PIXELS = 1 << 18  # decoded at a time
+_PIXELS = 1 << 16  # decoded at a time
 Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
 
 
@@ -120,13 +120,13 @@ class Predictor(eqx.Module):
         self, logits: Float[Array | np.ndarray, "*b h w k"]
     ) -> Float[Array | np.ndarray, "..."]:
         """Of each class; of foreground alone, without an axis for it, where that is all."""
-        return _by_pixel(lambda x: self.task.probability(x / self.temperature), logits)
+        return _by_pixel(lambda x: _probability(self.task, x, self.temperature), logits)
 
     def prediction(
         self, logits: Float[Array | np.ndarray, "*b h w k"], threshold: float = 0.5
     ) -> UInt8[Array | np.ndarray, "*b h w"]:
         """The class of each pixel."""
-        return _by_pixel(lambda x: self.task.prediction(x / self.temperature, threshold), logits)
+        return _by_pixel(lambda x: _prediction(self.task, x, self.temperature, threshold), logits)
 
     def probabilities(
         self, images: Picture | Pictures, *, tile: int | None = None
@@ -176,6 +176,23 @@ def _forward_both(
     return mean * temperature
 
 
+@jax.jit
+def _probability(
+    task: AbstractTask, logits: Float[Array, "*b h w k"], temperature: Float[Array, ""]
+) -> Float[Array, "..."]:
+    return task.probability(logits / temperature)
+
+
+@jax.jit
+def _prediction(
+    task: AbstractTask,
+    logits: Float[Array, "*b h w k"],
+    temperature: Float[Array, ""],
+    threshold: Float[Array, ""],
+) -> UInt8[Array, "*b h w"]:
+    return task.prediction(logits / temperature, threshold)
+
+
 def _by_pixel(
     function: Callable[[Float[Array, "*b h w k"]], Shaped[Array, "..."]],
     logits: Float[Array | np.ndarray, "*b h w k"],
@@ -189,9 +206,9 @@ def _by_pixel(
     results = []
     for start in range(0, len(pixels), _PIXELS):
         part = pixels[start : start + _PIXELS]
-        padded = np.zeros((1, _PIXELS, outputs), np.float32)
-        padded[0, : len(part)] = part
-        results.append(np.asarray(function(jnp.asarray(padded)))[0, : len(part)])
+        missing = _PIXELS - len(part)
+        padded = np.pad(part, [(0, missing), (0, 0)]) if missing else part
+        results.append(np.asarray(function(jnp.asarray(padded[None])))[0, : len(part)])
     return np.concatenate(results).reshape(*shape, *results[0].shape[1:])
 
 
