@@ -17,6 +17,7 @@ from .runs import compare as compare
 from .runs import evaluate as evaluate
 from .runs import load_run as load_run
 from .runs import predict as predict
+from .runs import predict_files as predict_files
 from .runs import train as train
 from .tasks import Binary as Binary
 from .tasks import Semantic as Semantic

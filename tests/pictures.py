@@ -1,6 +1,8 @@
 """Small pictures and folders of them, for the tests of eqxunet.data."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,13 @@ def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options) -> by
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A PNG that announces a size and breaks off where its pixels should begin."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checked = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 99) + b"IDAT"
 
 
 def write_pair(root: Path, stem: str, masks: str = "masks", *, seed: int = 0) -> None:

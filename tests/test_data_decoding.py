@@ -1,9 +1,6 @@
-import struct
-import zlib
-
 import numpy as np
 import pytest
-from pictures import PETS, encoded, labels, needs_pets, noise
+from pictures import PETS, encoded, header_of, labels, needs_pets, noise
 from PIL import Image
 
 from eqxunet.data.classes import Classes
@@ -135,13 +132,6 @@ def test_a_mask_drawn_on_the_unturned_image_is_refused():
 
 def test_broken_exif_is_no_reason_to_refuse():
     assert read_image(encoded(RGB, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), "x").shape == (5, 7, 3)
-
-
-def header_of(width: int, height: int) -> bytes:
-    """A PNG that announces a size and breaks off where its pixels should begin."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    checked = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 99) + b"IDAT"
 
 
 @pytest.mark.parametrize("height", [MAX_PIXELS // 10_000 + 1, 2 * MAX_PIXELS // 10_000 + 1])

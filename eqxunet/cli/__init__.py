@@ -18,6 +18,7 @@ from .compare import compare
 from .console import console, errors
 from .data import data_app
 from .evaluate import evaluate
+from .predict import predict
 from .train import train
 from .weights import weights_app
 
@@ -142,5 +143,6 @@ def main(
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(compare)
+app.command()(predict)
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")

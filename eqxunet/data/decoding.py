@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,6 +24,10 @@ T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own warning limit."""
+SCALE_DOWN = "scale it down first"
+"""What to do about a larger one."""
+
+_STRIP = 1 << 20  # pixels
 
 Image.init()
 _READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
@@ -47,12 +51,41 @@ _UPRIGHT = {
 _opening = threading.Lock()
 
 
-def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(
+    data: bytes | BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS, too_large: str = SCALE_DOWN
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image file to upright 8-bit RGB. Transparency is dropped, colours are kept.
 
-    Raises InputError where the bytes are no whole image, or one of over 89 megapixels.
+    Arguments:
+
+    - `data`: its bytes, or the open file.
+    - `max_pixels`: width times height above which it is refused.
+    - `too_large`: the way out that the error then names.
+
+    Raises InputError where the bytes are no whole image, or one of over `max_pixels`.
     """
-    return np.asarray(_to_rgb(_open(data, name), name))
+    image = _open(data, name, max_pixels, too_large)
+    rows = max(1, _STRIP // image.width)
+    if image.height <= rows:
+        return np.asarray(_to_rgb(image, name))
+    # By strips, since Pillow takes four bytes a pixel, and a copy of the whole to convert it.
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        pixels[top : top + rows] = np.asarray(_to_rgb(image.crop(box), name))
+    return pixels
+
+
+def read_resized(
+    data: bytes | BinaryIO, name: str, size: int, *, too_large: str = SCALE_DOWN
+) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], tuple[int, int]]:
+    """What `resize_image` makes of `read_image`, without the way over an array; and its own size.
+
+    Returns the small image, and the height and width that it had.
+    """
+    image = _to_rgb(_open(data, name, too_large=too_large), name)
+    small = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return small, (image.height, image.width)
 
 
 def read_mask(data: bytes, name: str, kind: Labels, classes: Classes) -> Found:
@@ -133,21 +166,22 @@ def _used(use: Callable[[Example], T], source: Source, index: int) -> T | FileEr
         return error
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(
+    data: bytes | BinaryIO, name: str, max_pixels: int = MAX_PIXELS, too_large: str = SCALE_DOWN
+) -> Image.Image:
     """Reads all pixels and turns them upright."""
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
+            file = BytesIO(data) if isinstance(data, bytes) else data
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError
             levels = _levels(image)  # before EXIF, for which Pillow reads a PNG's pixels
             orientation = _orientation(image)
         image.load()
     except Image.DecompressionBombError:
-        raise FileError(
-            name, f"over {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first"
-        ) from None
+        raise FileError(name, f"over {max_pixels / 1e6:.0f} megapixels; {too_large}") from None
     except Exception as error:
         # Pillow's plugins raise whatever their parsers meet: OSError, SyntaxError, struct.error...
         cause = f"none of {', '.join(FORMATS)}"

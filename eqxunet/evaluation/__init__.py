@@ -2,9 +2,9 @@
 
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
+from .images import as_rgb as as_rgb
 from .intervals import mean_intervals as mean_intervals
 from .predictor import Predictor as Predictor
-from .predictor import as_rgb as as_rgb
 from .predictor import forward as forward
 from .predictor import predict as predict
 from .scoring import Scores as Scores

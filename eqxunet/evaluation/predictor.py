@@ -1,22 +1,26 @@
 """Images to logits and probabilities: the one way that scores, pictures and predictions share."""
 
-import os
+from collections.abc import Iterator
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
-from PIL import Image
+from jaxtyping import Array, Float, UInt8
 
+from ..config import Precision
 from ..data.augment import to_float
-from ..data.decoding import read_image, resize_image
+from ..data.decoding import resize_image
 from ..errors import InputError
 from ..models import UNet, batched, fold
 from ..tasks import AbstractTask, Binary, Semantic
+from .images import Picture, Pictures
+from .tiles import Band, bands, resize_logits, tiling
 
-Picture = (
-    Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | Image.Image | str | os.PathLike[str]
-)
+OVERLAP = 14
+"""Of neighbouring tiles, in the encoder's deepest strides."""
+
+Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
 
 
 @eqx.filter_jit
@@ -39,6 +43,11 @@ class Predictor(eqx.Module):
     - `batch_size`: images that are computed at a time; the last batch is padded to it.
     - `temperature`: divides the logits before they become probabilities (Guo et al., "On
       Calibration of Modern Neural Networks", 2017).
+    - `flip`: take the mean of the probabilities of an image and of its mirror image (left to
+      right). The logits are then those of that mean.
+    - `precision`: dtype that the network computes in.
+
+    `eqx.filter_shard(predictor, device)` moves it, and all that it computes, to a device.
     """
 
     model: UNet
@@ -46,9 +55,15 @@ class Predictor(eqx.Module):
     task: AbstractTask
     batch_size: int = eqx.field(static=True, default=16)
     temperature: Float[Array | np.ndarray, ""] = eqx.field(default=1.0, converter=_as_array)
+    flip: bool = eqx.field(static=True, default=False)
+    precision: Precision = eqx.field(static=True, default="float32")
 
     def forward(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         """Logits of one batch, at its size; may be traced."""
+        images = images.astype(self.precision)
+        if self.flip:
+            temperature = jnp.asarray(self.temperature, jnp.float32)
+            return _forward_both(self.model, self.state, images, temperature)
         return forward(self.model, self.state, images)
 
     def logits(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w k"]:
@@ -65,17 +80,44 @@ class Predictor(eqx.Module):
         small = resize_image(image, self.model.size)[None]
         return resize_logits(np.asarray(self.forward(to_float(small)))[0], image.shape[:2])
 
-    def predict(self, image: Picture) -> Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]:
-        """Returns the probability of foreground, or of each class, at the image's own size.
+    def bands(
+        self, image: UInt8[np.ndarray, "h w c"], tile: int, *, overlap: int | None = None
+    ) -> Iterator[Band]:
+        """Yields the logits of an image of any size, at its own resolution, in bands of rows.
 
-        The image is resized to the size that the model was trained at; the logits are resized back,
-        and only then turned into probabilities.
+        Each band comes with the number of its first row, from the top down; what is held in memory
+        is one row of tiles. Tiles start at multiples of the encoder's deepest stride, so that all
+        pool alike. Where they overlap, logits go over from one to the next, and those next to a
+        tile's border, which depend on padding in place of the image, have no weight.
+
+        With the plain U-Net, whose norms are BatchNorm, this is what the whole image gives in one
+        pass, if its sides are multiples of that stride; otherwise its last rows and columns are
+        mirrored up to the next one. The statistics of a GroupNorm, as of SERL's ResNet-10, are a
+        tile's own, and depend on what it shows.
 
         Arguments:
 
-        - `image`: as `as_rgb` takes it.
+        - `tile`: side in pixels of what a tile adds to the image. Images that fit into one tile
+          are continued by their mirror image, to a multiple of a quarter of it.
+        - `overlap`: how many pixels of its neighbours a tile sees, half of them on each side; by
+          default `OVERLAP` of the deepest strides, as far as the plain U-Net looks.
+
+        Raises InputError for a tile below 1.
         """
-        return np.asarray(self.probability(self.logits_at_own_size(as_rgb(image))))
+        if tile < 1:
+            raise InputError(f"a tile has 1 pixel at least, not {tile}; 512 is a good size")
+        stride = self.model.encoder.strides[-1]
+        overlap = OVERLAP * stride if overlap is None else overlap
+        rows, columns = (tiling(size, tile, overlap, stride) for size in image.shape[:2])
+        at_a_time = self.batch_size * self.model.size**2 // (rows.side * columns.side)
+        return bands(
+            lambda tiles: self.forward(to_float(tiles)),
+            image,
+            rows,
+            columns,
+            outputs=self.model.outputs,
+            batch_size=max(1, at_a_time),
+        )
 
     def probability(
         self, logits: Float[Array | np.ndarray, "*b h w k"]
@@ -91,65 +133,72 @@ class Predictor(eqx.Module):
         """The class of each pixel."""
         return self.task.prediction(logits / self.temperature, threshold)
 
+    def probabilities(
+        self, images: Picture | Pictures, *, tile: int | None = None
+    ) -> Probabilities | list[Float[np.ndarray, "..."]]:
+        """Each pixel's probability, at an image's own size; of several images, a list.
 
-def resize_logits(
-    logits: Float[np.ndarray, "h w k"], size: tuple[int, int]
-) -> Float[np.ndarray, "..."]:
-    """Resizes logits bilinearly to a height and a width."""
-    # Pillow, since jax.image.resize would compile anew for every size of image.
-    height, width = size
-    channels = [
-        Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR)
-        for channel in np.moveaxis(logits, -1, 0).copy()
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+        Arguments and errors are those of `eqxunet.predict`.
+        """
+        pictures = images if isinstance(images, list) else [images]
+        found = list(self._resized(pictures) if tile is None else self._tiled(pictures, tile))
+        return found if isinstance(images, list) else found[0]
+
+    def _tiled(self, pictures: Pictures, tile: int) -> Iterator[Probabilities]:
+        for picture in pictures:
+            pixels = as_rgb(picture, max_pixels=MAX_TILED_PIXELS)
+            parts = [self.probability(logits) for _, logits in self.bands(pixels, tile)]
+            yield np.concatenate(parts)
+
+    def _resized(self, pictures: Pictures) -> Iterator[Probabilities]:
+        at_a_time = max(1, min(self.batch_size, len(pictures)))
+        predictor = dataclasses.replace(self, batch_size=at_a_time)
+        for start in range(0, len(pictures), at_a_time):
+            batch = [as_rgb(picture) for picture in pictures[start : start + at_a_time]]
+            small = np.stack([resize_image(image, self.model.size) for image in batch])
+            for image, logits in zip(batch, predictor.logits(small), strict=True):
+                yield np.asarray(self.probability(resize_logits(logits, image.shape[:2])))
+
+
+@eqx.filter_jit
+def _forward_both(
+    model: UNet,
+    state: eqx.nn.State,
+    images: Float[Array, "b h w c"],
+    temperature: Float[Array, ""],
+) -> Float[Array, "b h w k"]:
+    """Logits of the mean of the probabilities of images and of their mirror images."""
+    plain = forward(model, state, images) / temperature
+    mirrored = forward(model, state, images[:, :, ::-1])[:, :, ::-1] / temperature
+    if model.outputs > 1:
+        mean = jnp.logaddexp(jax.nn.log_softmax(plain), jax.nn.log_softmax(mirrored)) - jnp.log(2.0)
+    else:  # the factor of 1/2 is in both
+        foreground, background = (
+            jnp.logaddexp(jax.nn.log_sigmoid(sign * plain), jax.nn.log_sigmoid(sign * mirrored))
+            for sign in (1, -1)
+        )
+        mean = foreground - background
+    return mean * temperature
 
 
 def predict(
-    model: UNet, state: eqx.nn.State, image: Picture
-) -> Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]:
-    """As `Predictor.predict`, of a model without a run."""
-    classes = tuple(map(str, range(model.outputs)))
-    task = Binary() if model.outputs == 1 else Semantic(classes)
-    return Predictor(model, state, task).predict(image)
+    model: UNet,
+    state: eqx.nn.State,
+    image: Picture | Pictures,
+    *,
+    tile: int | None = None,
+    flip: bool = False,
+) -> Probabilities | list[Float[np.ndarray, "..."]]:
+    """Returns each pixel's probability, of foreground or of each class, at the image's own size.
 
-
-def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
-    """An image as RGB in 0..255.
+    The image is resized to the size that the model was trained at; the logits are resized back,
+    and only then turned into probabilities. With `tile`, it is not resized.
 
     Arguments:
 
-    - `image`: a file, a Pillow image, or pixels: RGB, RGBA (transparency is dropped) or grey, of
-      8 bits or as floating point in [0, 1].
-
-    Raises InputError for a file that is no image, ValueError for other pixels.
+    - `image`: as `as_rgb` takes it, or a list of such.
+    - `tile`, `flip`: as in `Predictor`.
     """
-    if isinstance(image, str | os.PathLike):
-        return _read_file(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    pixels = np.asarray(image)
-    if np.issubdtype(pixels.dtype, np.floating):
-        if not (pixels.size and pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(
-                "floating-point pixels go from 0 to 1; divide by 255, or give them as uint8"
-            )
-        pixels = (pixels * 255).round().astype(np.uint8)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3, 4):
-        raise ValueError(
-            f"an image is uint8 or floating point of shape (h, w), (h, w, 3) or (h, w, 4), "
-            f"not {pixels.dtype} of {pixels.shape}; one at a time"
-        )
-    return np.ascontiguousarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)))
-
-
-def _read_file(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an image file as RGB; raises InputError where it cannot be."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    return read_image(content, str(path))
+    classes = tuple(map(str, range(model.outputs)))
+    task = Binary() if model.outputs == 1 else Semantic(classes)
+    return Predictor(model, state, task, flip=flip).probabilities(image, tile=tile)

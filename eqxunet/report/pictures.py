@@ -78,17 +78,14 @@ def save_predictions(
         axes.set(xticks=[], yticks=[], frame_on=False)
     palette = palette_of(colours)
     is_binary = probabilities is not None
-    colour_share = 0.0 if is_binary else 0.45
     for column, (name, score) in enumerate(zip(names, scores, strict=True)):
         image, target, prediction = images[column], targets[column], predictions[column]
         panels = {
             "image": image,
             "truth": palette[target],
-            "prediction": _over(palette, prediction, image, colour_share),
+            "prediction": overlay(image, prediction, colours, is_binary=is_binary),
             "errors": errors_in(image, target, prediction, is_binary=is_binary),
         }
-        if is_binary:  # of several classes the colours tell, and outlines hide small ones
-            panels["prediction"] = _outlined(panels["prediction"], prediction)
         for row, title in enumerate(rows):
             if title == "probability" and probabilities is not None:
                 grid[row, column].imshow(probabilities[column], cmap="gray", vmin=0, vmax=1)
@@ -151,20 +148,24 @@ def palette_of(colours: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "256 3"]:
     return palette
 
 
-def _over(
-    palette: UInt8[np.ndarray, "256 3"],
-    prediction: UInt8[np.ndarray, "h w"],
+def overlay(
     image: UInt8[np.ndarray, "h w 3"],
-    colour_share: float,
+    prediction: UInt8[np.ndarray, "h w"],
+    colours: UInt8[np.ndarray, "k 3"],
+    *,
+    is_binary: bool,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image, with the background darkened and each of several classes in its colour."""
-    share = np.where(prediction == 0, 0.7, colour_share)[..., None]
-    return (share * palette[prediction] + (1 - share) * image).astype(np.uint8)
+    """The image with the background darkened, and foreground outlined or classes in their colours.
 
+    Arguments:
 
-def _outlined(
-    picture: UInt8[np.ndarray, "h w 3"], prediction: UInt8[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "h w 3"]:
+    - `prediction`: the class of each pixel.
+    - `is_binary`: whether there is one class beside the background.
+    """
+    share = np.where(prediction == 0, 0.7, 0.0 if is_binary else 0.45)[..., None]
+    picture = (share * colours[prediction] + (1 - share) * image).astype(np.uint8)
+    if not is_binary:  # the colours tell, and outlines hide small areas
+        return picture
     return np.where(edges(prediction[None])[0][..., None], np.array(_OUTLINE, np.uint8), picture)
 
 

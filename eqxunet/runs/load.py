@@ -40,10 +40,10 @@ class Run:
     directory: Path
     calibration: Calibration | None = None
 
-    def predictor(self, *, batch_size: int = 16) -> Predictor:
+    def predictor(self, *, batch_size: int = 16, flip: bool = False) -> Predictor:
         """Its way from images to logits, and with its calibration to probabilities."""
         temperature = 1.0 if self.calibration is None else self.calibration.temperature
-        return Predictor(self.model, self.state, self.task, batch_size, temperature)
+        return Predictor(self.model, self.state, self.task, batch_size, temperature, flip=flip)
 
     def __repr__(self) -> str:
         return (
@@ -120,7 +120,8 @@ def _read_calibration(directory: Path, step: int) -> Calibration | None:
         ) from error
 
 
-Probabilities = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w k"]
+Picture = predictor.Picture
+Probabilities = predictor.Probabilities
 
 
 RunLike = Run | str | os.PathLike[str]
@@ -133,10 +134,36 @@ def as_run(run: RunLike, observer: Observer | None = None) -> Run:
 
 
 @overload
-def predict(run: RunLike, image: predictor.Picture, /) -> Probabilities: ...
+def predict(
+    run: RunLike, image: Picture, /, *, tile: int | None = None, flip: bool = False
+) -> Probabilities: ...
 @overload
-def predict(model: UNet, state: eqx.nn.State, image: predictor.Picture, /) -> Probabilities: ...
-def predict(model: RunLike | UNet, *rest: Any) -> Probabilities:
+def predict(
+    run: RunLike, images: predictor.Pictures, /, *, tile: int | None = None, flip: bool = False
+) -> list[Float[np.ndarray, "..."]]: ...
+@overload
+def predict(
+    model: UNet,
+    state: eqx.nn.State,
+    image: Picture,
+    /,
+    *,
+    tile: int | None = None,
+    flip: bool = False,
+) -> Probabilities: ...
+@overload
+def predict(
+    model: UNet,
+    state: eqx.nn.State,
+    images: predictor.Pictures,
+    /,
+    *,
+    tile: int | None = None,
+    flip: bool = False,
+) -> list[Float[np.ndarray, "..."]]: ...
+def predict(
+    model: RunLike | UNet, *rest: Any, tile: int | None = None, flip: bool = False
+) -> Probabilities | list[Float[np.ndarray, "..."]]:
     """Returns each pixel's probability, of foreground or of each class, at the image's own size.
 
     `predict(run, image)`, where a run or its directory is given and its temperature is used, or
@@ -146,12 +173,15 @@ def predict(model: RunLike | UNet, *rest: Any) -> Probabilities:
     Arguments:
 
     - `image`: a file, a Pillow image, or pixels: RGB, RGBA (transparency is dropped) or grey, of
-      8 bits or as floating point in [0, 1].
+      8 bits or as floating point in [0, 1]. A list of images gives a list.
+    - `tile`: predict at the image's own resolution, in tiles of so many pixels a side, as
+      `Predictor.bands` does.
+    - `flip`: take the mean of the probabilities of the image and its mirror image.
 
     Raises InputError for a file that is no image, ValueError for other pixels.
     """
     if isinstance(model, UNet):
         state, image = rest
-        return predictor.predict(model, state, image)
+        return predictor.predict(model, state, image, tile=tile, flip=flip)
     (image,) = rest
-    return as_run(model).predictor().predict(image)
+    return as_run(model).predictor(flip=flip).probabilities(image, tile=tile)
