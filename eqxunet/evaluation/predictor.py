@@ -1,5 +1,6 @@
 """Images to logits and probabilities: the one way that scores, pictures and predictions share."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from ..data.decoding import resize_image
 from ..errors import InputError
 from ..models import UNet, batched, fold
 from ..tasks import AbstractTask, Binary, Semantic
-from .images import Picture, Pictures
+from .images import MAX_TILED_PIXELS, Picture, Pictures, as_rgb
 from .tiles import Band, bands, resize_logits, tiling
 
 OVERLAP = 14
