@@ -31,7 +31,7 @@ def drawn(count: int, size: int = 32, seed: int = 0) -> list[Picture]:
 def counts_at(pictures: list[Picture], k: int) -> Counts:
     """Of each picture, at the threshold k / 256."""
     counted = []
-    for _, target, output in pictures:
+    for _, target, output, _ in pictures:
         cells = [(target == t) & ((output >= k) == is_found) for t, is_found in TP_FP_FN_TN]
         counted.append([np.sum(cell) for cell in cells])
     return Counts(*np.array(counted).T)

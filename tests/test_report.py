@@ -126,16 +126,16 @@ def test_names_classes_and_options_cannot_break_out(tmp_path):
 
 def test_pictures_and_histograms_survive(tmp_path):
     pictures = drawn(5, size=24)
-    pictures[1] = Picture(*(array[:16] for array in pictures[1]))  # sizes may differ
+    pictures[1] = Picture(*(array[:16] for array in pictures[1][:3]))  # sizes may differ
     page = page_of(binary(pictures), pictures, tmp_path)
-    for index, (image, target, output) in enumerate(pictures):
+    for index, (image, target, output) in enumerate(p[:3] for p in pictures):
         shown, *maps = unpacked(page.text(f"picture-{index}"))
         np.testing.assert_array_equal(maps, [target, output])
         assert shown.size == image.shape[1::-1]
         assert np.abs(np.asarray(shown).mean() - image.mean()) < 3
     content = zlib.decompress(base64.b64decode(page.text("histograms")))
     counts = np.frombuffer(content, "<u4").reshape(5, 2, 256)
-    for index, (_, target, output) in enumerate(pictures):
+    for index, (_, target, output, _) in enumerate(pictures):
         for k in (0, 1, 100, 255):
             found = [((target == t) & (output >= k)).sum() for t in (0, 1)]
             np.testing.assert_array_equal(counts[index, :, k:].sum(axis=1), found)
@@ -162,6 +162,16 @@ def test_pictures_have_equal_shares_of_the_room_and_those_of_the_page_all_they_n
     # Scores are of all.
     assert none.histograms == some.histograms
     assert len(zlib.decompress(base64.b64decode(none.histograms))) == 9 * 2 * 256 * 4
+
+
+def test_counts_of_others_than_are_shown(tmp_path):
+    """The scores of an image may be of more pixels than its picture has."""
+    pictures = drawn(3, size=24)
+    counts = [np.arange(512).reshape(2, 256) + i for i in range(3)]
+    given = [picture._replace(histogram=n) for picture, n in zip(pictures, counts, strict=True)]
+    page = page_of(binary(pictures), given, tmp_path)
+    content = zlib.decompress(base64.b64decode(page.text("histograms")))
+    np.testing.assert_array_equal(np.frombuffer(content, "<u4").reshape(3, 2, 256), counts)
 
 
 def test_one_picture_is_in_memory_at_a_time(tmp_path):
