@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from pictures import write_plain
 from PIL import Image
+from scipy.special import expit, logit
 
 import eqxunet as eu
 from eqxunet.cli.train import _configured as options_of_train
-from eqxunet.errors import InputError
-from eqxunet.evaluation import Predictor, score
+from eqxunet.errors import InputError, IntegrityError
+from eqxunet.evaluation import Predictor, calibrate, score
 from eqxunet.models.layers import BatchNorm
 from eqxunet.models.leaves import named_leaves, named_state
 from eqxunet.training.checkpoint import restore
@@ -113,11 +115,50 @@ def test_predictions_of_arrays_files_and_floats_agree(both, tmp_path):
     others = (tmp_path / "x.png", str(tmp_path / "x.png"), image / 255.0, Image.fromarray(image))
     for other in others:
         np.testing.assert_array_equal(eu.predict(run, other), probability)
-    np.testing.assert_array_equal(eu.predict(run.model, run.state, image), probability)
+    np.testing.assert_array_equal(eu.predict(run.directory, image), probability)
+    # A model alone knows no temperature.
+    logits = logit(eu.predict(run.model, run.state, image))
+    np.testing.assert_allclose(
+        probability, expit(logits / run.calibration.temperature), rtol=1e-4, atol=1e-5
+    )
     grey = image[..., 0]
     np.testing.assert_array_equal(
         eu.predict(run, grey), eu.predict(run, np.stack([grey] * 3, axis=-1))
     )
+
+
+def test_a_trained_run_is_calibrated_on_its_validation_images(both):
+    by_command, by_call, run, _ = both
+    texts = [(d / "calibration.json").read_text() for d in (by_command, by_call)]
+    assert texts[0] == texts[1] and json.loads(texts[0])["step"] == run.step
+    val = eu.load_split("synthetic", "val", size=SIZE, limit=LIMIT)
+    plain = Predictor(run.model, run.state, run.task)
+    assert calibrate(plain, val) == run.calibration
+    metrics = eu.evaluate(run.directory, "val", threshold="auto")
+    assert metrics["threshold"] == run.calibration.threshold
+    assert metrics["dice"]["mean"] == pytest.approx(max(run.calibration.curve["dice"]), abs=1e-6)
+
+
+def test_a_calibration_of_other_weights_is_made_anew(both, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(both[1], directory)
+    file = directory / "calibration.json"
+    was = json.loads(file.read_text())
+    file.write_text(json.dumps(was | {"step": was["step"] + 1, "temperature": 9.0}))
+    run = eu.load_run(directory)
+    assert run.calibration is None
+    assert eu.evaluate(run, "val", threshold="auto")["threshold"] == was["threshold"]
+    assert json.loads(file.read_text()) == was
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"step": ', '{"step": 6, "temperature": 1}'])
+def test_a_damaged_calibration_is_named(both, tmp_path, content):
+    directory = tmp_path / "run"
+    shutil.copytree(both[1], directory)
+    step = both[2].step
+    (directory / "calibration.json").write_text(content.replace("6", str(step)))
+    with pytest.raises(IntegrityError, match="calibration.json: cannot be read.*remove it"):
+        eu.load_run(directory)
 
 
 @pytest.mark.parametrize(
