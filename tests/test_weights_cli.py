@@ -11,8 +11,9 @@ from serl_files import assert_same, genuine, leaves
 from typer.testing import CliRunner
 
 from eqxunet.cli import app
-from eqxunet.weights import RELEASE, SHAPES, identity, read_serl, resolve
+from eqxunet.weights import RELEASES, SHAPES, read_serl
 
+RELEASE = RELEASES["resnet10"]
 SHA256 = hashlib.sha256(genuine()).hexdigest()
 
 
@@ -34,10 +35,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def known(monkeypatch):
-    release = RELEASE._replace(sha256=SHA256)
-    monkeypatch.setattr(identity, "RELEASE", release)
-    monkeypatch.setattr(resolve, "RELEASE", release)
-    monkeypatch.setattr("eqxunet.weights.RELEASE", release)
+    monkeypatch.setitem(RELEASES, "resnet10", RELEASE._replace(sha256=SHA256))
 
 
 def test_verify(file, known):
@@ -82,7 +80,7 @@ def test_show_lists_all_arrays(file):
         assert "x".join(map(str, leaf.shape)) in row
         assert hashlib.sha256(leaf.tobytes()).hexdigest()[:16] in row
         assert f"{np.sqrt(np.sum(leaf.astype(np.float64) ** 2)):.4f}" in row
-    assert f"unverified, not SERL's release, sha256 {SHA256}" in result.stdout
+    assert f"unverified, no known release, sha256 {SHA256}" in result.stdout
 
 
 def test_show_of_a_damaged_file_is_3(file):
