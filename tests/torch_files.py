@@ -45,9 +45,9 @@ def torch_variable(name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise = parity.values(name, shape)
     if len(shape) > 1:
         return noise * np.sqrt(1 / np.prod(shape[1:]), dtype=np.float32)
-    noise = noise * np.float32(0.1) + np.float32(name.endswith(("weight", "running_var")))
-    # Before EfficientNet-Lite0's ReLU6: so that some of the outputs reach the six.
-    return noise * np.float32(4 if re.search(r"_bn[01]\.weight", name) else 1)
+    if re.search(r"_bn[01]\.bias", name):
+        return noise * 3 + 3  # so that EfficientNet-Lite0's ReLU6 cuts off at both ends
+    return noise * np.float32(0.1) + np.float32(name.endswith(("weight", "running_var")))
 
 
 def image(height: int, width: int) -> np.ndarray:
