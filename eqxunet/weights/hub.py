@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from ..errors import InputError, UnavailableError
+from .download import require_answer
 
 PREFIX = "hf:"
-_TIMEOUT = 5  # seconds without an answer
 
 
 def fetch_from_hub(name: str) -> Path:
-    """Returns the path of a file of the hub, from its cache or fetched into it.
+    """Returns the path of a file of the hub, from its cache or else fetched into it.
 
-    Honours what `huggingface_hub` does, such as HF_HOME and HF_HUB_OFFLINE.
+    Honours what `huggingface_hub` does, such as HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
 
     Arguments:
 
@@ -26,15 +26,26 @@ def fetch_from_hub(name: str) -> Path:
     repository, file = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "model.safetensors"
     try:
         import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
     except ImportError:
         raise UnavailableError(
             f'{name}: needs `pip install "eqxunet[hub]"`; or fetch the file by other means, and '
             "use --weights FILE."
         ) from None
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=_TIMEOUT))
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        pass
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            # Which its library would try six times.
+            require_answer(constants.ENDPOINT)
+        return Path(huggingface_hub.hf_hub_download(repository, file))
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        UnavailableError,
+    ) as error:
         raise UnavailableError(
             f"{name}: is not in the hub's cache, and the hub gives no answer.\nFetch the file by "
             "other means and use --weights FILE, or use --weights random."
