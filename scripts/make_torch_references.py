@@ -17,6 +17,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def efficientnet_lite0(image: np.ndarray) -> list[torch.Tensor]:
     return [maps[i] for i in (0, 2, 4, 10, 15)]
 
 
-def exact(network: torch.nn.Module) -> torch.nn.Module:
+def exact(network: Any) -> Any:
     """The network with the weights of its names, in inference mode and float64."""
     values = {
         name: torch.from_numpy(torch_files.torch_variable(name, tuple(tensor.shape)))
@@ -76,7 +77,8 @@ def as_batch(image: np.ndarray) -> torch.Tensor:
 def save_state_dict() -> list[Path]:
     """Saves the arrays that tests/test_torch_reader.py has, from a module and beside it."""
     wide = torch.from_numpy(parity.values("wide", (4, 3, 2, 2)))
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2)).to(memory_format=torch.channels_last)
+    module: Any = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2))
+    module = module.to(memory_format=torch.channels_last)
     bias = torch.from_numpy(parity.values("bias", (4,)))
     module.load_state_dict({"0.weight": wide, "0.bias": bias})
     values = module.state_dict()

@@ -79,8 +79,9 @@ class ConvNorm(eqx.Module):
         self, x: Float[Array, "h w c_in"], state: eqx.nn.State
     ) -> tuple[Float[Array, "h_out w_out c_out"], eqx.nn.State]:
         """relu(self(x)); in inference mode, and on CPUs, in one pass."""
-        if isinstance(self.conv, Conv) and (self.norm is None or self.norm.inference):
-            return self.folded(state).then_relu(x), state
+        if self.norm is None or self.norm.inference:
+            conv = self.folded(state)
+            return (conv.then_relu(x) if isinstance(conv, Conv) else jax.nn.relu(conv(x))), state
         x, state = self(x, state)
         return jax.nn.relu(x), state
 

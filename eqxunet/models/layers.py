@@ -223,10 +223,9 @@ def max_pool(
         return jnp.maximum(
             jnp.maximum(top[:, ::2], top[:, 1::2]), jnp.maximum(bottom[:, ::2], bottom[:, 1::2])
         )
-    if not isinstance(padding, str):
-        padding = (*padding, (0, 0))
+    pads = padding if isinstance(padding, str) else (*padding, (0, 0))
     return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (window, window, 1), (2, 2, 1), padding=padding
+        x, -jnp.inf, jax.lax.max, (window, window, 1), (2, 2, 1), padding=pads
     )
 
 

@@ -1,5 +1,8 @@
 """Files of huggingface.co, through its own library where that is installed."""
 
+# As the library need not be where types are checked.
+# pyright: reportMissingImports=false
+
 from pathlib import Path
 
 from ..errors import InputError, UnavailableError
