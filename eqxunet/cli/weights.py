@@ -71,7 +71,9 @@ def show(file: File) -> None:
 
     from ..weights import identify, read_weights
 
-    table = Table("array", "shape", "norm", r"sha256\[:16]", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("array", "shape", "norm", r"sha256\[:16]"):
+        table.add_column(column, overflow="fold")  # a name in two lines is still a name
     for name, array in read_weights(file)[1].items():
         norm = np.linalg.norm(array.astype(np.float64))
         table.add_row(
