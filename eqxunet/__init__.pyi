@@ -10,6 +10,7 @@ from .models import build as build
 from .models import fold as fold
 from .models import from_flax as from_flax
 from .models import load_resnet10 as load_resnet10
+from .models import load_weights as load_weights
 from .runs import Observer as Observer
 from .runs import Run as Run
 from .runs import RunConfig as RunConfig
@@ -30,6 +31,7 @@ from .training import initialise as initialise
 from .training import precise_statistics as precise_statistics
 from .training import with_precise_statistics as with_precise_statistics
 from .weights import read_serl as read_serl
+from .weights import read_state_dict as read_state_dict
 
 __version__: str
 CHECKED: tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from .errors import InputError
 
 Border = Literal["foreground", "background", "ignore"]
-Encoder = Literal["scratch", "resnet10"]
+Encoder = Literal["scratch", "resnet10", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 SplitName = Literal["train", "val", "test", "all"]
@@ -38,9 +38,10 @@ class ModelConfig:
 
     Arguments:
 
-    - `encoder`: `"scratch"`, a plain U-Net, or `"resnet10"`, SERL's ResNet with a decoder.
+    - `encoder`: `"scratch"`, a plain U-Net, or a network with ImageNet weights and a decoder on it:
+      `"resnet10"` is SERL's, the other ResNets are torchvision's.
     - `channels`: channels of each level of the plain U-Net, shallow to deep; two levels at least.
-    - `stage_sizes`: residual blocks in each of the ResNet's four stages.
+    - `stage_sizes`: residual blocks in each of the four stages of SERL's ResNet.
     - `size`: height and width in pixels that the model is trained at, 8 at least, where the
       deepest map of the default U-Net is one pixel. The network itself takes any size; `predict`
       resizes to this one.

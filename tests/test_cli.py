@@ -295,17 +295,17 @@ def test_a_run_killed_by_a_signal_resumes_to_the_same_end(trained, tmp_path):
     ("arguments", "code", "message"),
     [
         (
-            ["train", "--encoder", "resnet18"],
+            ["train", "--encoder", "resnet11"],
             2,
-            "Error: Invalid value for '--encoder': 'resnet18' is "
-            "not one of 'scratch', 'resnet10'. Did you mean 'resnet10'?",
+            "Error: Invalid value for '--encoder': 'resnet11' is not one of 'scratch', 'resnet10', "
+            "'resnet18', 'resnet34', 'resnet50', 'efficientnet_lite0'. Did you mean 'resnet18'?",
         ),
         (["train", "--data", "Synthetik"], 2, "did you mean `synthetic`?"),
         (["train", "--epochs", "2", "--steps", "9"], 2, "give one of them"),
         (["train", "--data", "no/such/folder"], 2, "no/such/folder"),
         (["train", "--data", "synthetic", "--batch-size", "0"], 2, "batch-size"),
         (["train", "--data", "synthetic", "--limit", "4"], 2, "--batch-size 4"),
-        (["train", "--weights", "a.pkl"], 2, "--encoder resnet10"),
+        (["train", "--weights", "a.pkl"], 2, "an --encoder that has some, such as resnet10"),
         (["train", "--learning-rate", "1"], 2, "--lr"),
         (["train", "--channels", "16,x"], 2, "--channels 16,x: give whole numbers"),
         (["train", "--channels", "16"], 2, "channels=(16,)"),
@@ -368,7 +368,7 @@ def test_help_is_quick():
 def test_help_gives_options_whole_on_80_columns(trained):
     code, stdout, _ = run(trained, "train", "--help")
     assert code == 0 and max(map(len, stdout.splitlines())) <= 80
-    for option in ("--encoder <scratch|resnet10>", "--encoder-lr-scale", "--no-freeze-encoder"):
+    for option in ("--encoder <scratch|resnet10|", "--encoder-lr-scale", "--no-freeze-encoder"):
         assert option in stdout
 
 

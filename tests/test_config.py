@@ -13,7 +13,7 @@ from eqxunet.errors import InputError
     ("given", "message"),
     [
         ({"encoder": "Scratch"}, "encoder='Scratch' .* give 'scratch', if that is what was meant"),
-        ({"encoder": "resnet50"}, "give 'resnet10', .* or one of 'scratch', 'resnet10'"),
+        ({"encoder": "resnet1"}, "give 'resnet1[08]', .* or one of 'scratch', 'resnet10'"),
         ({"encoder": "vgg"}, "give one of 'scratch', 'resnet10'"),
         ({"encoder": None}, "encoder=None"),
         ({"channels": ()}, r"channels=\(\) .* tuple of two or more whole numbers"),

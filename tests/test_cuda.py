@@ -16,6 +16,7 @@ from eqxunet.training import initialise, train_step
 MODELS = {
     "scratch": ModelConfig(channels=(4, 6, 8)),
     "resnet10": ModelConfig(encoder="resnet10"),
+    "efficientnet_lite0": ModelConfig(encoder="efficientnet_lite0"),
 }
 # Operations whose operands are no part of the fusion that they end up in.
 _FENCES = ("dot_general", "convolution", "reduce", "reduce_window", "optimization_barrier")

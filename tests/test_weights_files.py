@@ -12,27 +12,26 @@ from serl_files import assert_same, genuine, leaves, release_bytes
 from eqxunet import __version__
 from eqxunet.errors import InputError, IntegrityError, UnavailableError
 from eqxunet.weights import (
-    RELEASE,
+    RELEASES,
     SHAPES,
     identify,
     identity,
     read_serl,
-    resolve,
     resolve_weights,
-    serl,
     verify,
 )
 from eqxunet.weights.convert import convert
 
+RELEASE = RELEASES["resnet10"]
+TITLE = "SERL's release"
 SHA256 = hashlib.sha256(genuine()).hexdigest()
 
 
 @pytest.fixture
 def known(monkeypatch):
     """Lets the fixture file be the known release."""
-    release = serl.Release("http://localhost/absent", len(genuine()), SHA256)
-    monkeypatch.setattr(identity, "RELEASE", release)
-    monkeypatch.setattr(resolve, "RELEASE", release)
+    release = RELEASE._replace(url="http://localhost/absent", sha256=SHA256)
+    monkeypatch.setitem(RELEASES, "resnet10", release)
     return release
 
 
@@ -48,8 +47,8 @@ def converted_bytes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
     (folder / "serl.pkl").write_bytes(genuine())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identity, "RELEASE", RELEASE._replace(sha256=SHA256))
-        assert convert(folder / "serl.pkl", folder / "serl.safetensors") == (SHA256, True)
+        patch.setitem(RELEASES, "resnet10", RELEASE._replace(sha256=SHA256))
+        assert convert(folder / "serl.pkl", folder / "serl.safetensors") == (SHA256, TITLE)
     return (folder / "serl.safetensors").read_bytes()
 
 
@@ -80,13 +79,13 @@ def test_facts_of_the_release():
 
 
 def test_verify_takes_the_release_and_nothing_else(tmp_path, file, known):
-    assert verify(file) == identify(file) == (SHA256, True)
+    assert verify(file) == identify(file) == (SHA256, TITLE)
     changed = bytearray(genuine())
     changed[-1_000] ^= 1  # a bit of a number: still a good file of the right size
     file.write_bytes(changed)
     read_serl(file)
     sha256 = hashlib.sha256(changed).hexdigest()
-    assert identify(file) == (sha256, False)
+    assert identify(file) == (sha256, None)
     with pytest.raises(IntegrityError) as caught:
         verify(file)
     message = str(caught.value)
@@ -96,7 +95,7 @@ def test_verify_takes_the_release_and_nothing_else(tmp_path, file, known):
 
 def test_the_real_release_is_asked_for(file):
     """The fixture has the release's size and format, but other numbers."""
-    assert identify(file).known is False
+    assert identify(file).release is None
     with pytest.raises(IntegrityError, match=RELEASE.sha256):
         verify(file)
 
@@ -122,7 +121,7 @@ def test_converted_file_holds_the_same_and_proves_it(converted):
     assert metadata["eqxunet_version"] == __version__
     assert len(json.dumps(metadata)) < 6_000
     file_sha256 = hashlib.sha256(converted.read_bytes()).hexdigest()
-    assert verify(converted) == (file_sha256, True)
+    assert verify(converted) == (file_sha256, TITLE)
 
 
 def flip(arrays, metadata):
@@ -161,16 +160,16 @@ def garble(arrays, metadata):
 def test_converted_file_cannot_pretend(converted, change):
     rewritten(converted, change)
     assert read_serl(converted).keys() == SHAPES.keys()
-    assert identify(converted).known is False
+    assert identify(converted).release is None
     with pytest.raises(IntegrityError, match="does not hold SERL's release"):
         verify(converted)
 
 
 def test_other_weights_convert_as_unverified(tmp_path, file):
     out = tmp_path / "out.safetensors"
-    assert convert(file, out) == (SHA256, False)
+    assert convert(file, out) == (SHA256, None)
     assert_same(read_serl(out), leaves())
-    assert identify(out).known is False
+    assert identify(out).release is None
     with safetensors.safe_open(out, "np") as opened:
         assert opened.metadata() == {"source_sha256": SHA256, "eqxunet_version": __version__}
 
@@ -225,7 +224,7 @@ def test_broken_safetensors_are_refused(converted):
         converted.write_bytes(broken)
         with pytest.raises(IntegrityError, match="broken safetensors"):
             read_serl(converted)
-        assert identify(converted).known is False
+        assert identify(converted).release is None
 
 
 def test_auto_takes_a_verified_file(tmp_path, file, known):
@@ -242,7 +241,7 @@ def test_auto_prefers_the_converted_file(tmp_path, file, converted):
 
 
 def test_auto_downloads_the_release(tmp_path, file, known, monkeypatch):
-    monkeypatch.setattr(resolve, "RELEASE", known._replace(url=file.as_uri()))
+    monkeypatch.setitem(RELEASES, "resnet10", known._replace(url=file.as_uri()))
     got = resolve_weights("auto", tmp_path / "weights")
     assert got == tmp_path / "weights" / "resnet10_params.pkl"
     assert got.read_bytes() == genuine()
@@ -250,7 +249,7 @@ def test_auto_downloads_the_release(tmp_path, file, known, monkeypatch):
 
 def test_auto_says_how_to_go_on_without_network(tmp_path, known, monkeypatch):
     url = (tmp_path / "absent.pkl").as_uri()
-    monkeypatch.setattr(resolve, "RELEASE", known._replace(url=url))
+    monkeypatch.setitem(RELEASES, "resnet10", known._replace(url=url))
     with pytest.raises(UnavailableError) as caught:
         resolve_weights("auto", tmp_path / "weights")
     first, second = str(caught.value).splitlines()

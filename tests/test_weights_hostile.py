@@ -18,7 +18,7 @@ from serl_files import (
 
 from eqxunet.errors import InputError, IntegrityError
 from eqxunet.weights import SHAPES, read_serl, serl
-from eqxunet.weights.pickle_machine import MAX_OPCODES
+from eqxunet.weights.pickle_symbols import MAX_OPCODES
 
 P4 = b"\x80\4"
 A = b"\x8c\1a"  # the text "a"

@@ -33,7 +33,7 @@ from serl_files import (
     whole_leaves,
 )
 
-from eqxunet.weights import RELEASE, SHAPES, read_serl
+from eqxunet.weights import RELEASES, SHAPES, read_serl
 from eqxunet.weights.pickle_machine import read_tree
 
 needs_genuine = pytest.mark.skipif(
@@ -44,7 +44,7 @@ P4 = b"\x80\4"
 
 
 def test_genuine_format_loads(tmp_path):
-    assert len(genuine()) == RELEASE.size == 21_677_915
+    assert len(genuine()) == RELEASES["resnet10"].size == 21_677_915
     (tmp_path / "serl.pkl").write_bytes(genuine())
     assert len(leaves()) == 38
     assert_same(read_serl(tmp_path / "serl.pkl"), leaves())
@@ -60,7 +60,7 @@ def test_fixture_writes_the_genuine_bytes():
     same = start.index(struct.pack("<I", 4 * 3 * 3 * 128 * 256), 1_200_000) + 4
     assert same == 1_217_799
     assert written[:same] == start[:same]
-    assert len(written) == RELEASE.size
+    assert len(written) == RELEASES["resnet10"].size
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

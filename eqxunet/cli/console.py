@@ -20,8 +20,8 @@ from rich.progress import (
 
 _LINE_SECONDS = 60.0  # between two lines about steps where there is no bar
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def train(
     ] = None,
     data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = DATA_DIR,
     weights: Annotated[
-        str, typer.Option(help="Weights of the resnet10 encoder: auto, random, or a file.")
+        str, typer.Option(help="The encoder's: auto, random, a file, or hf:OWNER/NAME[/FILE].")
     ] = "auto",
     start: Annotated[
         Path | None, typer.Option("--from", help="A run whose best weights to start from.")
@@ -69,7 +69,7 @@ def train(
         float | None, typer.Option(help="Largest norm of the gradient.")
     ] = TrainConfig.clip_norm,
     freeze_encoder: Annotated[
-        bool, typer.Option(help="Train the resnet10 model's decoder only.")
+        bool, typer.Option(help="Train the decoder only, where the encoder has weights.")
     ] = TrainConfig.freeze_encoder,
     encoder_lr_scale: Annotated[
         float, typer.Option(help="Factor on the encoder's learning rate.")

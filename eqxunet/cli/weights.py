@@ -1,63 +1,62 @@
-"""`weights`: get, check, convert and show SERL's ResNet-10."""
+"""`weights`: get, check, convert and show pretrained weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from ..config import Encoder
+from ..errors import InputError
 from .console import console, display, progress_bar
 
-if TYPE_CHECKING:
-    from ..weights import Identity
+weights_app = typer.Typer(no_args_is_help=True, help="Gets and checks pretrained weights.")
 
-weights_app = typer.Typer(no_args_is_help=True, help="Gets and checks SERL's ResNet-10 weights.")
-
-File = Annotated[Path, typer.Argument(help="SERL's pickle, or safetensors made of it.")]
+File = Annotated[
+    Path, typer.Argument(help="SERL's pickle, a state dict of torch.save, or safetensors.")
+]
 
 
 @weights_app.command()
 def download(
+    encoder: Annotated[Encoder, typer.Option(help="Whose weights.")] = "resnet10",
     url: Annotated[
-        str | None, typer.Option(help="A mirror (http, https or file); by default SERL's release.")
+        str | None,
+        typer.Option(help="A mirror (http, https or file); by default the release's own."),
     ] = None,
     directory: Annotated[Path, typer.Option(help="Where the file goes.")] = Path("weights"),
 ) -> None:
-    """Fetches and verifies SERL's release; resumes."""
-    from ..weights import RELEASE, fetch_release
+    """Fetches and verifies an encoder's release; resumes."""
+    from ..weights import RELEASES, fetch_release, identify
 
+    if encoder not in RELEASES:
+        raise InputError(f"{encoder}: there are no weights for it; give --encoder resnet10, say")
     with progress_bar("downloading", unit="bytes") as progress:
-        path = fetch_release(directory, url=url, progress=progress)
-    console.print(
-        f"{display(path)}: SERL's release, sha256 {RELEASE.sha256}", markup=False, soft_wrap=True
-    )
+        path = fetch_release(directory, encoder=encoder, url=url, progress=progress)
+    console.print(f"{display(path)}: {identify(path)}", markup=False, soft_wrap=True)
 
 
 @weights_app.command()
 def verify(file: File) -> None:
-    """Compares a file with SERL's release by its sha256."""
-    from ..weights import read_serl
+    """Compares a file with the known releases by its sha256."""
+    from ..weights import read_weights
     from ..weights import verify as verify_release
 
     identity = verify_release(file)
-    read_serl(file)
-    console.print(
-        f"{display(file)}: SERL's release, sha256 {identity.sha256}", markup=False, soft_wrap=True
-    )
+    read_weights(file)
+    console.print(f"{display(file)}: {identity}", markup=False, soft_wrap=True)
 
 
 @weights_app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="SERL's pickle, or one of the same arrays.")],
+    file: Annotated[Path, typer.Argument(help="SERL's pickle, or a state dict of torch.save.")],
     out: Annotated[Path, typer.Argument(help="A new file, FILE.safetensors.")],
 ) -> None:
-    """Rewrites the pickle as safetensors."""
+    """Rewrites a pickle as safetensors."""
     from ..weights.convert import convert as convert_file
 
     source = convert_file(file, out)
     console.print(
-        f"{display(out)}: written and read back; source: {_identity(source)}",
-        markup=False,
-        soft_wrap=True,
+        f"{display(out)}: written and read back; source: {source}", markup=False, soft_wrap=True
     )
 
 
@@ -70,10 +69,12 @@ def show(file: File) -> None:
     from rich import box
     from rich.table import Table
 
-    from ..weights import identify, read_serl
+    from ..weights import identify, read_weights
 
-    table = Table("array", "shape", "norm", r"sha256\[:16]", box=box.SIMPLE_HEAD)
-    for name, array in read_serl(file).items():
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("array", "shape", "norm", r"sha256\[:16]"):
+        table.add_column(column, overflow="fold")  # a name in two lines is still a name
+    for name, array in read_weights(file)[1].items():
         norm = np.linalg.norm(array.astype(np.float64))
         table.add_row(
             name,
@@ -82,9 +83,4 @@ def show(file: File) -> None:
             hashlib.sha256(array.tobytes()).hexdigest()[:16],
         )
     console.print(table)
-    console.print(f"{display(file)}: {_identity(identify(file))}", markup=False, soft_wrap=True)
-
-
-def _identity(identity: "Identity") -> str:
-    kind = "SERL's release" if identity.known else "unverified, not SERL's release"
-    return f"{kind}, sha256 {identity.sha256}"
+    console.print(f"{display(file)}: {identify(file)}", markup=False, soft_wrap=True)

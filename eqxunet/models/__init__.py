@@ -7,6 +7,7 @@ from .encoders import SerlEncoder as SerlEncoder
 from .flax import from_flax as from_flax
 from .fold import fold as fold
 from .pretrained import load_resnet10 as load_resnet10
+from .pretrained import load_weights as load_weights
 from .unet import UNet as UNet
 from .unet import batched as batched
 from .unet import build as build

@@ -10,9 +10,15 @@ from .encoders import Pyramid
 class Decoder(eqx.Module):
     """Up blocks from the deepest map of a pyramid to stride 1, each of which halves the stride.
 
-    Where the pyramid has a map of the new stride, it is the block's skip, and the block has as many
-    channels; elsewhere half as many as before. So 32, 64, 128, 256 channels at strides 1 to 8 are
-    decoded by 128, 64, 32, and 64, 128, 256, 512 at strides 4 to 32 by 256, 128, 64, 32, 16.
+    Where the pyramid has a map of the new stride, it is the block's skip.
+
+    A pyramid from stride 1 on is a U-Net's own, and its decoder mirrors it: blocks have as many
+    channels as their skips, so 32, 64, 128, 256 are decoded by 128, 64, 32. One that starts coarser
+    is a classifier's, deep for its classes. Its blocks have half the channels of what comes from
+    below, in whole sixteens, which is what convolutions are fast at, and at most 16 times the
+    stride: 256, 128, 64, 32, 16 for 512 and for 2048 channels at stride 32, and 160, 80, 48, 32, 16
+    for 320. As wide as its skips, ResNet-50's decoder would have 50 million parameters, twice its
+    encoder's, and EfficientNet-Lite0's eight channels at full size.
 
     Arguments:
 
@@ -32,7 +38,7 @@ class Decoder(eqx.Module):
             stride //= 2
             skip = strides.index(stride) if stride in strides else None
             c_skip = 0 if skip is None else channels[skip]
-            c_out = c_skip or -(-c_in // 2)
+            c_out = c_skip if strides[0] == 1 else min(-(-c_in // 32) * 16, 16 * stride)
             up.append(UpBlock(c_in, c_skip, c_out, key=key))
             skips.append(skip)
             c_in = c_out

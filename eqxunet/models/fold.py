@@ -6,8 +6,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from .blocks import ConvBlock
-from .layers import BatchNorm, Conv
+from .blocks import ConvBlock, ConvNorm, fold_norm
+from .layers import Conv
 
 Model = TypeVar("Model", bound=PyTree)
 
@@ -31,20 +31,11 @@ def fold(model: Model, state: eqx.nn.State) -> Model:
     """
 
     def folded(node: PyTree) -> PyTree:
-        if not isinstance(node, ConvBlock):
-            return node
-        return FoldedBlock(
-            _fold(node.conv1, node.norm1, state), _fold(node.conv2, node.norm2, state)
-        )
+        if isinstance(node, ConvNorm):
+            return ConvNorm(node.folded(state), None)
+        if isinstance(node, ConvBlock):
+            conv1 = fold_norm(node.conv1, node.norm1, state)
+            return FoldedBlock(conv1, fold_norm(node.conv2, node.norm2, state))
+        return node
 
-    return jax.tree.map(folded, model, is_leaf=lambda node: isinstance(node, ConvBlock))
-
-
-def _fold(conv: Conv, norm: BatchNorm, state: eqx.nn.State) -> Conv:
-    scale, offset = norm.running_affine(state)
-    return eqx.tree_at(
-        lambda conv: (conv.kernel, conv.bias),
-        conv,
-        (conv.kernel * scale, offset),
-        is_leaf=lambda leaf: leaf is None,
-    )
+    return jax.tree.map(folded, model, is_leaf=lambda node: isinstance(node, ConvBlock | ConvNorm))

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..ops import Padding, conv2d, conv2d_of_relu, conv2d_transpose, relu_of_conv2d
+from ..ops import (
+    Padding,
+    conv2d,
+    conv2d_of_relu,
+    conv2d_transpose,
+    depthwise_conv2d,
+    relu_of_conv2d,
+)
 
 BATCH_AXIS = "batch"
 """Of the `jax.vmap` that makes a module a function of a batch; BatchNorm takes means over it."""
@@ -63,6 +70,24 @@ class Conv(eqx.Module):
         """self(relu(x * scale + offset)), of which on CPUs the ReLU is never written to memory."""
         kernel = self.kernel.astype(x.dtype)
         x = conv2d_of_relu(x, scale, offset, kernel, stride=self.stride, padding=self.padding)
+        return x if self.bias is None else x + self.bias.astype(x.dtype)
+
+
+class DepthwiseConv(eqx.Module):
+    """Convolution of each channel by a kernel of its own, with "SAME" padding and without bias."""
+
+    kernel: Float[Array, "k k 1 c"]
+    bias: Float[Array, " c"] | None
+    stride: int = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, kernel_size: int = 3, stride: int = 1, key: PRNGKeyArray):
+        init = jax.nn.initializers.he_normal()
+        self.kernel = init(key, (kernel_size, kernel_size, 1, channels))
+        self.bias = None
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h_out w_out c"]:
+        x = depthwise_conv2d(x, self.kernel.astype(x.dtype), stride=self.stride)
         return x if self.bias is None else x + self.bias.astype(x.dtype)
 
 
@@ -186,8 +211,10 @@ class GroupNorm(eqx.Module):
         return scale.reshape(-1), offset.reshape(-1)
 
 
-def max_pool(x: Float[Array, "h w c"], window: int = 2) -> Float[Array, "-(-h//2) -(-w//2) c"]:
-    """Max pooling with stride 2 and "SAME" padding: odd sizes round up, padding never wins."""
+def max_pool(
+    x: Float[Array, "h w c"], window: int = 2, padding: str | Padding = "SAME"
+) -> Float[Array, "-(-h//2) -(-w//2) c"]:
+    """Max pooling with stride 2, by default "SAME": odd sizes round up, padding never wins."""
     if window == 2:
         # On CPUs XLA is slow at the gradient of reduce_window, and fast at that of four slices.
         h, w, _ = x.shape
@@ -196,8 +223,9 @@ def max_pool(x: Float[Array, "h w c"], window: int = 2) -> Float[Array, "-(-h//2
         return jnp.maximum(
             jnp.maximum(top[:, ::2], top[:, 1::2]), jnp.maximum(bottom[:, ::2], bottom[:, 1::2])
         )
+    pads = padding if isinstance(padding, str) else (*padding, (0, 0))
     return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (window, window, 1), (2, 2, 1), padding="SAME"
+        x, -jnp.inf, jax.lax.max, (window, window, 1), (2, 2, 1), padding=pads
     )
 
 

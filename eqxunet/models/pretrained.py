@@ -1,17 +1,21 @@
-"""SERL's weights onto the leaves of the Equinox encoder."""
+"""Files of weights onto the leaves of an encoder."""
 
 import os
 from typing import TypeVar
 
 import equinox as eqx
+import numpy as np
+from jaxtyping import Float32
 
 from ..errors import InputError, IntegrityError
-from ..weights import read_serl
-from .encoders import SerlEncoder, SerlResNet
-from .leaves import named_leaves, replace_leaves
+from ..weights import read_serl, read_state_dict
+from .encoders import AbstractTorchEncoder, SerlEncoder, SerlResNet
+from .leaves import named_leaves, named_state, replace_leaves, replace_state
 from .unet import UNet
 
 Model = TypeVar("Model", bound=eqx.Module)
+
+_SHOWN = 20  # differences in a message; a file of another network has hundreds
 
 # Dotted path of every array of the encoder, by its path in SERL's tree. SERL's classification head
 # has no counterpart.
@@ -53,6 +57,77 @@ PATHS = {
     "ResNetBlock_3/norm_proj/scale": "stages.3.0.norm_proj.scale",
     "ResNetBlock_3/norm_proj/bias": "stages.3.0.norm_proj.bias",
 }
+
+
+# What PyTorch calls the leaves of our layers.
+_TORCH = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "running.mean": "running_mean",
+    "running.var": "running_var",
+}
+
+
+def load_weights(
+    model: UNet, state: eqx.nn.State, path: str | os.PathLike[str]
+) -> tuple[UNet, eqx.nn.State]:
+    """Returns the model and state with a file's weights in the encoder, and all else as it was.
+
+    Arguments:
+
+    - `path`: what `load_resnet10` takes for SERL's encoder, and `read_state_dict` for the others.
+
+    Raises InputError if no file fits such an encoder, IntegrityError, listing the differences,
+    unless the file holds all of the encoder's arrays and otherwise no more than a classifier.
+    """
+    encoder = model.encoder
+    if isinstance(encoder, SerlEncoder):
+        return load_resnet10(model, path), state
+    if not isinstance(encoder, AbstractTorchEncoder):
+        raise InputError(f"There are no weights for a {type(encoder).__name__}; leave them out.")
+    params, statistics = named_leaves(encoder), named_state(encoder, state)
+    names = {ours: _torch_name(encoder, ours) for ours in params | statistics}
+    arrays = {
+        name: array
+        for name, array in read_state_dict(path).items()
+        if not name.startswith(encoder.left_out) and not name.endswith(".num_batches_tracked")
+    }
+    wanted = {names[ours]: _torch_shape(leaf.shape) for ours, leaf in (params | statistics).items()}
+    differences = [f"{ascii(name)[1:-1][:100]} is unknown" for name in arrays if name not in wanted]
+    for name, shape in wanted.items():
+        if name not in arrays:
+            differences.append(f"{name} is missing")
+        elif arrays[name].shape != shape or arrays[name].dtype != np.float32:
+            got = f"{arrays[name].dtype}{list(arrays[name].shape)}"
+            differences.append(f"{name} is {got}, not float32{list(shape)}")
+    if differences:
+        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise IntegrityError(
+            f"{path}: it does not fit the {type(encoder).__name__}: "
+            f"{'; '.join(differences[:_SHOWN])}{more}.\nGive a file of the same network, or "
+            "choose its --encoder."
+        )
+    new = {ours: _from_torch(arrays[name]) for ours, name in names.items()}
+    in_model = {f"encoder.{path}": new[path] for path in params}
+    in_state = {f"encoder.{path}": new[path] for path in statistics}
+    return replace_leaves(model, in_model), replace_state(model, state, in_state)
+
+
+def _torch_name(encoder: AbstractTorchEncoder, path: str) -> str:
+    for ours, theirs in _TORCH.items():
+        if path.endswith(f".{ours}"):
+            return f"{encoder.torch_name(path.removesuffix(f'.{ours}'))}.{theirs}"
+    raise IntegrityError(f"{type(encoder).__name__} has {path}, which PyTorch has no name for.")
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """HWIO as OIHW."""
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+
+
+def _from_torch(array: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def load_resnet10(model: Model, path: str | os.PathLike[str]) -> Model:

@@ -48,7 +48,7 @@ class Window(NamedTuple):
 
 def window_over(
     x: Shaped[Array | np.ndarray, "h w c_in"],
-    kernel: Shaped[Array | np.ndarray, "k k c_in c_out"],
+    kernel: Shaped[Array | np.ndarray, "k k _ c_out"],
     stride: int,
     padding: str | Padding,
 ) -> Window:

@@ -80,7 +80,7 @@ class RunConfig:
         if self.weights != "auto" and not self.model.has_pretrained_weights:
             raise InputError(
                 f"--weights {self.weights}: there are none for the {self.model.encoder} encoder; "
-                "leave it out, or use --encoder resnet10"
+                "leave it out, or use an --encoder that has some, such as resnet10"
             )
 
     def make_task(self) -> AbstractTask:

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 
 from ..errors import InputError
-from ..models import UNet, load_resnet10
+from ..models import UNet, load_weights
 from ..models.leaves import named_leaves, named_state, replace_leaves, replace_state
 from ..weights import identify, resolve_weights
 from .config import RunConfig
@@ -20,22 +20,21 @@ def weights_file(config: RunConfig, observer: Observer) -> Path | None:
     if not config.model.has_pretrained_weights or config.start:
         return None
     with observer.progress("downloading weights", "bytes") as progress:
-        path = resolve_weights(config.weights, progress=progress)
+        path = resolve_weights(config.weights, encoder=config.model.encoder, progress=progress)
     if path is None:
         observer.note("the encoder's weights are random (--weights random)")
     return path
 
 
 def with_weights(
-    model: UNet, config: RunConfig, path: Path, observer: Observer
-) -> tuple[UNet, RunConfig]:
+    model: UNet, state: eqx.nn.State, config: RunConfig, path: Path, observer: Observer
+) -> tuple[UNet, eqx.nn.State, RunConfig]:
     """The model with the encoder's weights of a file, whose digest the configuration notes."""
-    model = load_resnet10(model, path)
+    model, state = load_weights(model, state, path)
     identity = identify(path)
-    kind = "SERL's release" if identity.known else "unverified, not SERL's release"
-    observer.note(f"the encoder's weights: {path}, {kind}, sha256 {identity.sha256}")
-    provenance = {"sha256": identity.sha256, "known_release": identity.known}
-    return model, dataclasses.replace(config, provenance=provenance)
+    observer.note(f"the encoder's weights: {path}, {identity}")
+    provenance = {"sha256": identity.sha256, "known_release": identity.is_known}
+    return model, state, dataclasses.replace(config, provenance=provenance)
 
 
 def from_run(

@@ -155,7 +155,7 @@ def _train(
         key = jax.random.key(config.train.seed)
         model, state = eqx.filter_jit(build)(config.model, outputs=task.outputs, key=key)
         if weights is not None:
-            model, config = with_weights(model, config, weights, observer)
+            model, state, config = with_weights(model, state, config, weights, observer)
         if config.start and not resume:
             model, state = from_run(model, state, config, Path(config.start), observer)
         trainer, train_state = eqx.filter_jit(initialise)(

@@ -49,7 +49,7 @@ def download(
     Arguments:
 
     - `url`: http, https or file.
-    - `sha256`, `size`: what the file must be, hexadecimal and in bytes.
+    - `sha256`, `size`: what the file must be, hexadecimal (or how that begins) and in bytes.
     - `progress`: called with the bytes so far and the total, if known.
     - `timeout`: seconds without an answer before an attempt fails.
     - `retries`: attempts after the first one; `backoff`: seconds before the first of them, doubled
@@ -91,6 +91,21 @@ def download(
         raise UnavailableError(f"{dest}: another process has been fetching it too long.") from None
     except OSError as error:
         raise UnavailableError(f"{dest}: cannot be written: {error.strerror or error}.") from error
+
+
+def require_answer(url: str, *, timeout: int | float = 5) -> None:
+    """Raises UnavailableError, soon and without a second attempt, where nothing answers at a URL.
+
+    Without a network, the attempts of `download` would keep one waiting for minutes.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "eqxunet"}, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # an answer, of which `download` makes more
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UnavailableError(f"{url}: gives no answer: {reason}.") from error
 
 
 def _fetch(
@@ -178,4 +193,4 @@ def _difference(file: Path, sha256: str | None, size: int | None) -> str:
         return f"has {got_size} bytes, not {size}"
     with open(file, "rb") as opened:
         got = hashlib.file_digest(opened, "sha256").hexdigest()
-    return f"has sha256 {got}, not {sha256}" if sha256 not in (None, got) else ""
+    return "" if sha256 is None or got.startswith(sha256) else f"has sha256 {got}, not {sha256}"

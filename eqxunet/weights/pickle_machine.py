@@ -9,10 +9,8 @@ import re
 from typing import Any, no_type_check
 
 from ..errors import IntegrityError
-from .pickle_symbols import Leaf, Payload, Refused, Text, build, flatten, named_global, reduce, show
+from .pickle_symbols import ARRAYS, Grammar, Leaf, Payload, Refused, Text, flatten, show
 
-# SERL's file has about 1200 opcodes. Work and memory are linear in them.
-MAX_OPCODES = 10_000
 # Longer texts can only be array data, as protocol 2 writes it, and are not decoded here.
 MAX_TEXT = 200
 
@@ -34,33 +32,39 @@ def read_tree(data: bytes) -> dict[str, Leaf]:
 # Checking the types at run time would take ten times as long as the steps themselves.
 @no_type_check
 class Machine:
-    """One pass over a pickle, protocols 2 to 5."""
+    """One pass over a pickle, protocols 2 to 5, of what a grammar allows."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes | memoryview, grammar: Grammar = ARRAYS):
         self.data = memoryview(data)
+        self.grammar = grammar
         self.at = self.frame_end = self.protocol = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self) -> Any:
-        """Returns what stands on the stack at the end, made of symbols."""
+    def run(self, *, is_all: bool = True) -> Any:
+        """Returns what stands on the stack at the end, made of symbols.
+
+        Arguments:
+
+        - `is_all`: whether nothing may follow it; `at` is where that begins.
+        """
         if bytes(self.data[:2]) not in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):
             raise IntegrityError("it is no pickle of protocol 2 to 5")
         self.protocol, self.at = self.data[1], 2
-        for _ in range(MAX_OPCODES):
+        for _ in range(self.grammar.max_opcodes):
             start, name = self.at, "end"
             try:
                 code = self._uint(1)
                 name = _NAMES.get(code, f"0x{code:02x}")
                 if name == "STOP":
-                    return self._result()
+                    return self._result(is_all)
                 self._step(name)
                 if start < self.frame_end < self.at:
                     raise Refused("crosses the end of its frame")
             except Refused as error:
                 raise IntegrityError(f"its pickle opcode {name} at byte {start} {error}") from None
-        raise IntegrityError(f"its pickle has over {MAX_OPCODES} opcodes")
+        raise IntegrityError(f"its pickle has over {self.grammar.max_opcodes} opcodes")
 
     def _step(self, opcode: str) -> None:
         push = self.stack.append
@@ -93,6 +97,15 @@ class Machine:
                 push(Payload(self._take(self._uint(4))))
             case "BYTEARRAY8":
                 push(Payload(self._take(self._uint(8))))
+            case "EMPTY_LIST" if self.grammar.has_lists:
+                push([])
+            case "APPEND" if self.grammar.has_lists:
+                self._extend(self._pop(1))
+            case "APPENDS" if self.grammar.has_lists:
+                self._extend(self._pop_to_mark())
+            case "BINPERSID" if self.grammar.load is not None:
+                [where] = self._pop(1)
+                push(self.grammar.load(where))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 push(tuple(self._pop(int(opcode[-1]))))
             case "TUPLE":
@@ -112,15 +125,15 @@ class Machine:
             case "LONG_BINGET":
                 push(self._get(self._uint(4)))
             case "GLOBAL" if self.protocol < 4:
-                push(named_global(self._line(), self._line()))
+                push(self.grammar.named_global(self._line(), self._line()))
             case "STACK_GLOBAL" if self.protocol >= 4:
-                push(named_global(*self._pop(2)))
+                push(self.grammar.named_global(*self._pop(2)))
             case "REDUCE":
                 function, arguments = self._pop(2)
-                push(reduce(function, arguments))
+                push(self.grammar.reduce(function, arguments))
             case "BUILD":
                 [state] = self._pop(1)
-                build(self._top(), state)
+                self.grammar.build(self._top(), state)
             case "FRAME" if self.at > self.frame_end:
                 size = self._uint(8)
                 self.frame_end = self.at + size
@@ -129,8 +142,8 @@ class Machine:
             case _:
                 raise Refused("is not allowed")
 
-    def _result(self) -> Any:
-        if self.at != len(self.data):
+    def _result(self, is_all: bool) -> Any:
+        if is_all and self.at != len(self.data):
             raise Refused(f"is followed by {len(self.data) - self.at} bytes that belong to nothing")
         if len(self.stack) != 1 or self.marks:
             raise Refused("leaves something unfinished")
@@ -182,7 +195,7 @@ class Machine:
             raise Refused("finds too little on the stack")
 
     def _put(self, slot: int) -> None:
-        if slot >= MAX_OPCODES or slot in self.memo:
+        if slot >= self.grammar.max_opcodes or slot in self.memo:
             raise Refused(f"writes memo slot {slot}, which is in use or too high")
         self.memo[slot] = self._top()
 
@@ -191,13 +204,18 @@ class Machine:
             raise Refused(f"reads memo slot {slot}, which is empty")
         return self.memo[slot]
 
+    def _extend(self, items: list[Any]) -> None:
+        target = self._top()
+        if not isinstance(target, list):
+            raise Refused("has no list")
+        target += items
+
     def _set_items(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, dict) or len(items) % 2:
             raise Refused("has no dict, or no whole pairs")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # A plain word can neither collide with another path nor carry control characters.
-            if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_]+", key):
+            if not isinstance(key, str) or not re.fullmatch(self.grammar.key, key):
                 raise Refused(f"has a dict key that is not a word: {show(key)}")
             if key in target:
                 raise Refused(f"has the dict key {key!r} twice")

@@ -1,19 +1,22 @@
 """Symbols in place of the objects that a pickle would make, and the few calls among them.
 
 A global is only its name and a call only a pattern, which has to be one of those by which NumPy and
-JAX write an array. Nothing is imported or called, and nothing allocated by a size that a file
-states.
+JAX write an array (`ARRAYS`), or PyTorch a tensor (`torch_symbols`). Nothing is imported or called,
+and nothing allocated by a size that a file states.
 """
 
 import math
 import re
 from codecs import getincrementaldecoder
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Shaped
 
+# SERL's file has about 1200 opcodes.
+MAX_OPCODES = 10_000
 MAX_DEPTH = 8
 MAX_DIMENSIONS = 8
 _PIECE = 1 << 16
@@ -100,13 +103,33 @@ class Leaf:
         return flat.reshape(self.shape, order=self.order)
 
 
-def named_global(module: Any, name: Any) -> Global:
-    """Returns the symbol of a global that is allowed."""
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise Refused("names a global by something else than two texts")
-    if (module, name) not in GLOBALS:
-        raise Refused(f"names the global {show(f'{module}.{name}')}, which is not allowed")
-    return Global(name)
+@dataclass(frozen=True)
+class Grammar:
+    """What a pickle may name, call and hold.
+
+    - `globals`: pairs of module and name.
+    - `key`: pattern of the keys of dicts.
+    - `reduce`, `build`: symbols of what calls make, and their completion.
+    - `load`: symbols of what is kept outside the pickle, by persistent id, where that may be.
+    - `has_lists`: whether lists may be, too.
+    - `max_opcodes`: work and memory are linear in them.
+    """
+
+    globals: Collection[tuple[str, str]]
+    key: str
+    reduce: Callable[[Any, Any], Any]
+    build: Callable[[Any, Any], None]
+    max_opcodes: int
+    load: Callable[[Any], Any] | None = None
+    has_lists: bool = False
+
+    def named_global(self, module: Any, name: Any) -> Global:
+        """Returns the symbol of a global that is allowed."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Refused("names a global by something else than two texts")
+        if (module, name) not in self.globals:
+            raise Refused(f"names the global {show(f'{module}.{name}')}, which is not allowed")
+        return Global(name)
 
 
 def reduce(function: Any, arguments: Any) -> Payload | DType | Leaf:
@@ -157,6 +180,17 @@ def _describe(leaf: Leaf, shape: Any, dtype: DType, payload: Payload, order: Any
             f"describes an array of shape {shape} and dtype {dtype} by {len(payload.raw)} bytes"
         )
     leaf.shape, leaf.dtype, leaf.payload, leaf.order = shape, dtype, payload, order
+
+
+ARRAYS = Grammar(
+    GLOBALS,
+    # A plain word can neither collide with another path nor carry control characters.
+    key=r"[A-Za-z0-9_]+",
+    reduce=reduce,
+    build=build,
+    max_opcodes=MAX_OPCODES,
+)
+"""Nested dicts of arrays, as NumPy and JAX write them."""
 
 
 def flatten(root: Any) -> dict[str, Leaf]:

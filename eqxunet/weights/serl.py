@@ -2,31 +2,18 @@
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 import safetensors
 from jaxtyping import Float32
 
-from ..errors import InputError, IntegrityError, UnavailableError
+from ..errors import IntegrityError
+from .files import is_safetensors, kind, read_bytes, refuse_list, refuse_not_finite
 from .pickle_machine import read_tree
+from .torch_file import is_torch
 
 Arrays = dict[str, Float32[np.ndarray, "..."]]
 
-
-class Release(NamedTuple):
-    """A published file: where it is, its size in bytes and its sha256."""
-
-    url: str
-    size: int
-    sha256: str
-
-
-RELEASE = Release(
-    url="https://github.com/rail-berkeley/serl/releases/download/resnet10/resnet10_params.pkl",
-    size=21_677_915,
-    sha256="175745d43d30233eb01b5369465d1c24c11b8ee71ccb734cc1c1bca13e07f57b",
-)
 
 # Protocol 2 makes 33 MB of the same arrays: half of all bytes take two.
 MAX_BYTES = 38_000_000
@@ -79,46 +66,20 @@ def read_serl(path: str | os.PathLike[str]) -> Arrays:
 
 def read(path: str | os.PathLike[str]) -> tuple[bytes, Arrays]:
     """Returns a file's bytes and the arrays in them; see `read_serl`."""
-    data = read_bytes(path)
+    data = read_bytes(path, MAX_BYTES, WAY_OUT)
     try:
         return data, parse(data)
     except IntegrityError as error:
         raise IntegrityError(f"{path}: {error}.\n{WAY_OUT}") from None
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Returns a file's content, which later checks then share.
-
-    Raises InputError if it is no file, IntegrityError if it is far too large, UnavailableError if
-    it cannot be read.
-    """
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: is no file. {WAY_OUT}")
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise IntegrityError(
-                    f"{path}: {size} bytes are too many; SERL's has {RELEASE.size}.\n{WAY_OUT}"
-                )
-            return file.read(size)
-    except OSError as error:
-        raise UnavailableError(f"{path}: cannot be read: {error.strerror}.") from error
-
-
 def parse(data: bytes) -> Arrays:
     """Returns the arrays in the bytes of a file; see `read_serl`."""
+    if is_torch(data):
+        raise IntegrityError("it is a file of `torch.save`, and holds weights of another encoder")
     if not data.startswith(b"\x80") and not is_safetensors(data):
         raise IntegrityError(f"it is {kind(data)}, not a pickle of protocol 2 to 5")
     return _parse_safetensors(data) if is_safetensors(data) else _parse_pickle(data)
-
-
-def is_safetensors(data: bytes) -> bool:
-    """Says whether the bytes start like a safetensors file with a header under 64 KiB.
-
-    No pickle does: it has no six bytes of zero from the third on.
-    """
-    return data[2:9] == b"\0\0\0\0\0\0{"
 
 
 def _parse_pickle(data: bytes) -> Arrays:
@@ -127,7 +88,7 @@ def _parse_pickle(data: bytes) -> Arrays:
         leaves = {name.removeprefix("params/"): leaf for name, leaf in leaves.items()}
     _refuse_differences((name, leaf.shape, str(leaf.dtype)) for name, leaf in leaves.items())
     try:
-        _refuse_not_finite((name, leaf.view()) for name, leaf in leaves.items())
+        refuse_not_finite((name, leaf.view()) for name, leaf in leaves.items())
         # Copied only now: refusing takes little memory, and what stays is aligned.
         return {name: leaf.view().astype(np.float32, order="C") for name, leaf in leaves.items()}
     except ValueError as error:
@@ -147,7 +108,7 @@ def _parse_safetensors(data: bytes) -> Arrays:
         name: np.frombuffer(tensor["data"], "<f4").reshape(tensor["shape"])
         for name, tensor in tensors.items()
     }
-    _refuse_not_finite(arrays.items())
+    refuse_not_finite(arrays.items())
     # Of use on big-endian machines only; elsewhere <f4 is float32 and nothing is copied.
     return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
@@ -161,29 +122,11 @@ def _refuse_differences(found: Iterable[tuple[str, tuple[int, ...], str]]) -> No
         elif (shape, dtype) != (SHAPES[name], "<f4"):
             differences.append(f"{name} is {dtype}{list(shape)}, not <f4{list(SHAPES[name])}")
     differences += [f"{name} is missing" for name in missing]
-    _refuse_list("it is not SERL's ResNet-10:", differences)
+    refuse_list("it is not SERL's ResNet-10:", differences)
 
 
-def _refuse_not_finite(arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    _refuse_list(
-        "it holds NaN or infinity in",
-        [name for name, array in arrays if not np.isfinite(array).all()],
-    )
-
-
-def _refuse_list(what: str, items: list[str], limit: int = 2 * len(SHAPES)) -> None:
-    if items:
-        more = f"; and {len(items) - limit} more" if len(items) > limit else ""
-        raise IntegrityError(f"{what} {'; '.join(items[:limit])}{more}")
-
-
-def kind(data: bytes) -> str:
-    """Returns what a file that is no pickle seems to be."""
-    start = data[:200].lstrip().lower()
-    if not data:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file that it stands for (`git lfs pull` gets that)"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not the file that it leads to"
-    return "a file"
+def is_serl(data: bytes) -> bool:
+    """Says whether the bytes start like a file that `read_serl` takes, as a pickle or converted."""
+    if is_safetensors(data):
+        return b'"conv_init/kernel"' in data[: 1 << 16]
+    return data.startswith(b"\x80") and not is_torch(data)

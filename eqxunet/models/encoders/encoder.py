@@ -34,3 +34,16 @@ class AbstractEncoder(eqx.Module):
         self, image: Float[Array, "h w c_image"], state: eqx.nn.State
     ) -> tuple[Pyramid, eqx.nn.State]:
         """Returns the maps, and the new state."""
+
+
+class AbstractTorchEncoder(AbstractEncoder):
+    """An encoder whose weights are those of a PyTorch network, of which it is the larger part.
+
+    - `left_out`: beginnings of the names of the network's other modules, such as its classifier.
+    """
+
+    left_out: AbstractClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def torch_name(self, path: str) -> str:
+        """Returns the network's name for a layer at a dotted path, such as "stem.conv"."""

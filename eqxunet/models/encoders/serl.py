@@ -4,14 +4,12 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..layers import Conv, GroupNorm, max_pool
 from .encoder import AbstractEncoder, Pyramid
+from .imagenet import normalise
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 STAGE_CHANNELS = (64, 128, 256, 512)
 
 
@@ -107,9 +105,8 @@ class SerlResNet(eqx.Module):
         Float[Array, "h32 w32 512"],
     ]:
         """Returns the outputs of the four stages, at 1/4, 1/8, 1/16 and 1/32 of the size."""
-        mean, std = jnp.array(IMAGENET_MEAN), jnp.array(IMAGENET_STD)
-        x = ((image - mean) / std).astype(image.dtype)
-        x = max_pool(jax.nn.relu(self.norm_init(self.conv_init(x))), window=3)
+        x = self.conv_init(normalise(image))
+        x = max_pool(jax.nn.relu(self.norm_init(x)), window=3)
         outputs = []
         for stage in self.stages:
             for block in stage:
