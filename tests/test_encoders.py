@@ -22,6 +22,7 @@ from eqxunet.models.leaves import named_leaves, named_state
 from eqxunet.tasks import Binary
 from eqxunet.training import initialise
 from eqxunet.training.step import train_step
+from eqxunet.weights import identify, read_state_dict, resolve_weights
 
 DATA = Path(__file__).parent / "data"
 PYRAMIDS = {
@@ -284,3 +285,17 @@ def test_max_pool_with_padding_on_all_sides(h, w):
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1))[::2, ::2]
     want = windows.max((3, 4))[: -(-h // 2), : -(-w // 2)]
     assert np.array_equal(max_pool(x, 3, ((1, 1), (1, 1))), want)
+
+
+def test_the_genuine_weights_of_lite0_come_with_their_package(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = resolve_weights(encoder="efficientnet_lite0")
+    assert path is not None and identify(path).release is not None
+    arrays = read_state_dict(path)
+    model, state = load_weights(*shapes("efficientnet_lite0"), path)
+    np.testing.assert_array_equal(
+        np.asarray(model.encoder.stem.conv.kernel),
+        arrays["_conv_stem.weight"].transpose(2, 3, 1, 0),
+    )
+    statistics = named_state(model, state)["encoder.stages.6.0.project.norm.running.var"]
+    np.testing.assert_array_equal(statistics, arrays["_blocks.15._bn2.running_var"])

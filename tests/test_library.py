@@ -147,8 +147,32 @@ def test_a_calibration_of_other_weights_is_made_anew(both, tmp_path):
     file.write_text(json.dumps(was | {"step": was["step"] + 1, "temperature": 9.0}))
     run = eu.load_run(directory)
     assert run.calibration is None
-    assert eu.evaluate(run, "val", threshold="auto")["threshold"] == was["threshold"]
-    assert json.loads(file.read_text()) == was
+    first = eu.evaluate(run, "val", threshold="auto", overwrite=True)
+    assert first["threshold"] == was["threshold"] and json.loads(file.read_text()) == was
+    assert first == eu.evaluate(eu.load_run(directory), "val", threshold="auto")
+    assert first["calibration"]["temperature"] == was["temperature"]
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(image)
+    file.unlink()
+    before, after = (
+        eu.predict_files(directory, image, tmp_path / "out", threshold="auto") for _ in range(2)
+    )
+    assert len(before.written) == len(after.kept) == 1
+
+
+def test_a_pillow_image_is_taken_as_its_file_is(both, tmp_path):
+    """Of 16 bits, and turned by EXIF."""
+    deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colours = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "turned.png", exif=turned)
+    for name, shape in (("deep.png", (20, 30)), ("turned.png", (30, 20))):
+        expected = eu.predict(both[2], tmp_path / name)
+        assert expected.shape == shape
+        with Image.open(tmp_path / name) as image:
+            np.testing.assert_array_equal(eu.predict(both[2], image), expected)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"step": ', '{"step": 6, "temperature": 1}'])

@@ -248,7 +248,7 @@ def test_the_page_shows_what_there_is(tmp_path):
         "Learning rate",
         "Precision against recall",
         "Dice against threshold",
-        "Reliability: share that is right",
+        "Reliability: share that is foreground",
         "IoU of the images",
         "Means by threshold IoU Dice",
     ]

@@ -100,7 +100,7 @@ def _print(metrics: dict[str, Any]) -> None:
         for name, scores in metrics["per_class"].items():
             pooled = scores["pooled_iou"]
             classes.add_row(
-                name,
+                escape(name),
                 *(interval(scores[kind]) for kind in ("iou", "dice")),
                 "" if pooled is None else f"{pooled:.3f}",
                 str(scores["images"]),
@@ -108,8 +108,16 @@ def _print(metrics: dict[str, Any]) -> None:
         console.print(classes)
     console.print(
         "mean over images; pooled: IoU of all pixels together; trivial: IoU of predicting\n"
-        f"{metrics['baseline']['class']} everywhere"
+        f"{metrics['baseline']['class']} everywhere",
+        markup=False,
     )
+    calibration = metrics["calibration"]
+    if calibration and metrics["task"] == "binary" and metrics["threshold"] == 0.5:
+        console.print(
+            f"on validation images Dice is best at a threshold of {calibration['threshold']:.3f} "
+            "(--threshold auto)",
+            soft_wrap=True,
+        )
     if images := metrics["empty"]["truth"]:
         console.print(
             f"images without foreground: {images}; where nothing is predicted, they score 1",

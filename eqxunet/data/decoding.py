@@ -3,8 +3,9 @@
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -96,6 +97,11 @@ def read_mask(data: bytes, name: str, kind: Labels, classes: Classes) -> Found:
     return mask_labels(_open(data, name), name, kind, classes)
 
 
+def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """A Pillow image as `read_image` gives that of a file."""
+    return np.asarray(_to_rgb(_transposed(image, _orientation(image)), "the image"))
+
+
 class Decoded(NamedTuple):
     """An example in pixels: RGB image, labels of its kind, and what the mask held."""
 
@@ -150,11 +156,18 @@ def resize_image(
 def map_examples(use: Callable[[Example], T], source: Source) -> Iterator[T | FileError]:
     """Uses every example, in threads, in order; a bad one yields its error and stops nothing.
 
-    Pillow lets other threads run while it decodes.
+    Pillow lets other threads run while it decodes. Few results wait to be taken.
     """
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    workers = min(8, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[T | FileError]] = deque()
     try:
-        yield from pool.map(lambda index: _used(use, source, index), range(len(source)))
+        for index in range(len(source)):
+            waiting.append(pool.submit(_used, use, source, index))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

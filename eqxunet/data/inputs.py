@@ -51,7 +51,7 @@ def find_images(
     """
     images: dict[Path, PurePath] = {}
     ignored: set[Path] = set()
-    paths = [Path(one).expanduser() for one in inputs]
+    paths = [Path(os.path.expanduser(one)) for one in inputs]
     matches = [_matches(path) for path in paths]
     if absent := [str(path) for path, some in zip(paths, matches, strict=True) if not some]:
         raise InputError(f"{some_of(absent, 3)}: no such file or folder; check the path")

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Shaped, UInt8
 from PIL import Image
 
-from ..data.decoding import MAX_PIXELS, SCALE_DOWN, read_image
+from ..data.decoding import MAX_PIXELS, SCALE_DOWN, read_image, upright_rgb
 from ..errors import InputError
 
 Picture = (
@@ -36,7 +36,7 @@ def as_rgb(image: Picture, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray,
     if isinstance(image, str | os.PathLike):
         return _read_file(image, max_pixels)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return upright_rgb(image)
     pixels = np.asarray(image)
     if np.issubdtype(pixels.dtype, np.floating):
         if not (pixels.size and pixels.min() >= 0 and pixels.max() <= 1):

@@ -76,11 +76,6 @@ class Predictor(eqx.Module):
             batches.append(np.asarray(self.forward(to_float(np.pad(batch, padding))))[: len(batch)])
         return np.concatenate(batches)
 
-    def logits_at_own_size(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
-        """Logits of an image that is resized to the model's size, resized back to its own."""
-        small = resize_image(image, self.model.size)[None]
-        return resize_logits(np.asarray(self.forward(to_float(small)))[0], image.shape[:2])
-
     def bands(
         self, image: UInt8[np.ndarray, "h w c"], tile: int, *, overlap: int | None = None
     ) -> Iterator[Band]:
@@ -152,7 +147,7 @@ class Predictor(eqx.Module):
             yield np.concatenate(parts)
 
     def _resized(self, pictures: Pictures) -> Iterator[Probabilities]:
-        at_a_time = max(1, min(self.batch_size, len(pictures)))
+        at_a_time = 1 if len(pictures) == 1 else self.batch_size
         predictor = dataclasses.replace(self, batch_size=at_a_time)
         for start in range(0, len(pictures), at_a_time):
             batch = [as_rgb(picture) for picture in pictures[start : start + at_a_time]]

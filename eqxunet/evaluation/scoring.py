@@ -21,7 +21,8 @@ from ..data.decoding import Decoded, decode, map_examples, resize_image
 from ..data.example import Progress, Source
 from ..tasks import IGNORED, AbstractTask, confusion_matrix
 from .details import Details, distances, histogram, joined, to_levels
-from .predictor import Predictor, resize_logits
+from .predictor import Predictor
+from .tiles import resize_logits
 
 BORDERS: tuple[Border, ...] = ("foreground", "background", "ignore")
 

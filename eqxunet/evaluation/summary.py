@@ -92,14 +92,19 @@ def groups_of(names: Sequence[str]) -> list[str]:
 def _columns(scores: Scores) -> dict[str, Float[np.ndarray, " n"]]:
     """The scores of each image."""
     task, confusion = scores.task, scores.confusion
-    total = confusion.sum(axis=(-2, -1))
-    right = np.trace(confusion, axis1=-2, axis2=-1)
     columns = {name: np.asarray(task.score(name, confusion)) for name in SCORES}
-    columns["accuracy"] = np.where(total == 0, 1.0, right / np.maximum(total, 1))
+    columns["accuracy"] = _accuracy(confusion)
     if scores.details is not None:
         columns["boundary_iou"] = scores.details.boundary_iou
         columns["hd95"] = scores.details.hausdorff95
     return columns
+
+
+def _accuracy(confusion: Int[np.ndarray, "n k k"]) -> Float[np.ndarray, " n"]:
+    """The share of pixels of the right class; 1 where none count."""
+    total = confusion.sum(axis=(-2, -1))
+    right = np.trace(confusion, axis1=-2, axis2=-1)
+    return np.where(total == 0, 1.0, right / np.maximum(total, 1))
 
 
 def _intervals(columns: dict[str, Float[np.ndarray, " n"]]) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def _pooled(task: AbstractTask, confusion: Int[np.ndarray, "n k k"]) -> dict[str
     return {
         "pooled": {
             **{name: task.score(name, pooled).item() for name in SCORES},
-            "accuracy": float(np.trace(pooled[0]) / max(pooled.sum(), 1)),
+            "accuracy": _accuracy(pooled).item(),
         },
         "baseline": baseline(task, confusion),
     }

@@ -92,7 +92,7 @@ def bands(
     """
     height, width = image.shape[:2]
     count = len(columns.starts)
-    batch_size = -(-count // -(-count // batch_size))  # of as many batches, the smallest
+    batch_size = min(batch_size, 1 << (count - 1).bit_length())  # of few different shapes
     carried = np.zeros((0, columns.end, outputs), np.float32)
     for top, row_weights, end in zip(
         rows.starts, rows.weights, [*rows.starts[1:], height], strict=True

@@ -131,9 +131,13 @@ def validation_curves(metrics: Mapping[str, Any]) -> list[Chart]:
         )
     if bins := (metrics.get("calibration") or {}).get("bins"):
         points = joined([b["confidence"] for b in bins], [b["accuracy"] for b in bins])
-        title, right = "Reliability: share that is right", "share that is right"
+        is_binary = metrics.get("task") == "binary"
+        share = f"share that is {'foreground' if is_binary else 'right'}"
+        said = "probability of foreground" if is_binary else "confidence"
         diagonal = np.array([[0.0, 0.0], [1.0, 1.0]])
-        charts.append(Chart(title, "confidence", right, {"model": points}, ideal=diagonal, **unit))
+        charts.append(
+            Chart(f"Reliability: {share}", said, share, {"model": points}, ideal=diagonal, **unit)
+        )
     return charts
 
 

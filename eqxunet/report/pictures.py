@@ -17,7 +17,7 @@ _NOT_COUNTED = (128, 128, 128)
 _TOO_MUCH, _MISSED = np.array([215, 25, 28]), np.array([44, 90, 210])
 _OUTLINE = (255, 230, 0)
 _NAME = 18  # characters of a name over a picture
-_MOST_SHADES = 24
+_MOST_CLASSES = 22
 
 
 def save_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -108,7 +108,7 @@ def legend_patches(
     is_binary: bool,
 ) -> list[Patch]:
     """What colours mean in truth and errors, as `targets` and `errors_in` have them."""
-    shades = list(zip(classes, colours, strict=True))
+    shades = list(zip(classes, colours, strict=True))[:_MOST_CLASSES]
     if (targets == 255).any():
         shades.append(("not counted", np.array(_NOT_COUNTED)))
     if is_binary:
@@ -117,7 +117,7 @@ def legend_patches(
         shades.append(("error", _TOO_MUCH))
     return [
         Patch(facecolor=tuple(np.asarray(colour) / 255), edgecolor="gray", label=drawable(name))
-        for name, colour in shades[:_MOST_SHADES]
+        for name, colour in shades
     ]
 
 

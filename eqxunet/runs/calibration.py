@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -22,17 +23,31 @@ def calibrated(run: Run, observer: Observer, val_split: Split | None = None) -> 
     """
     if run.calibration is not None:
         return run
-    val_split = val_split or load(run.config, "val", observer)
+    if val_split is None:
+        val_split = load(run.config, "val", observer)
+        identity = (run.config.identity or {}).get("val")
+        if identity and identity["crc32"] != val_split.identity:
+            raise InputError(
+                f"{run.config.data}: its validation images are not those that {run.directory} was "
+                "validated on, so nothing is to be calibrated with them; restore them, or give "
+                "--threshold as a number"
+            )
     task = dataclasses.replace(run.task, kind=val_split.kind)
     predictor = dataclasses.replace(run.predictor(), task=task)
     with observer.progress("calibrating on val images") as progress:
         calibration = calibrate(predictor, val_split, progress=progress)
-    _write(calibration_file(run.directory), run.step, calibration)
+    path = calibration_file(run.directory)
+    try:
+        _write(path, run.step, calibration)
+    except OSError as error:
+        observer.warn(f"{path}: cannot be written ({error.strerror}), and is made anew next time")
     return dataclasses.replace(run, calibration=calibration)
 
 
-def chosen_threshold(run: Run, threshold: float | Literal["auto"], observer: Observer) -> float:
-    """A threshold as a number.
+def with_threshold(
+    run: Run, threshold: float | Literal["auto"], observer: Observer
+) -> tuple[Run, float]:
+    """A threshold as a number, and the run with the calibration that it comes from.
 
     Raises InputError for one that is no probability, or where there is nothing to compare with it.
     """
@@ -41,15 +56,16 @@ def chosen_threshold(run: Run, threshold: float | Literal["auto"], observer: Obs
             f"there is no threshold where there are several classes; leave out {threshold}"
         )
     if threshold == "auto":
-        calibration = calibrated(run, observer).calibration
-        assert calibration is not None
-        return calibration.threshold
+        run = calibrated(run, observer)
+        assert run.calibration is not None
+        return run, run.calibration.threshold
     if not 0 <= threshold <= 1:
         raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
-    return threshold
+    return run, threshold
 
 
 def _write(path: Path, step: int, calibration: Calibration) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps({"step": step, **dataclasses.asdict(calibration)}, indent=1) + "\n")
+    text = json.dumps({"step": step, **dataclasses.asdict(calibration)}, indent=1) + "\n"
+    aside = path.with_suffix(f".{os.getpid()}.partial")  # shards may come here at once
+    aside.write_text(text)
     aside.replace(path)

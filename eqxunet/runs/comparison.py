@@ -15,7 +15,7 @@ from ..data import Split
 from ..data.complaints import some_of
 from ..errors import InputError
 from ..evaluation import mean_intervals, score
-from .calibration import chosen_threshold
+from .calibration import with_threshold
 from .evaluation import check_classes, warnings_about
 from .load import Run, RunLike, as_run
 from .observer import Observer
@@ -61,13 +61,14 @@ def compare(
     first = loaded[0]
     names = _names(loaded)
     _check_comparable(loaded, names)
-    thresholds = [chosen_threshold(run, threshold, observer) for run in loaded]
     directories = [str(run.directory) for run in loaded]
     conditions = {"runs": directories, "split": split, "threshold": threshold}
     if out is not None:
         if not overwrite:
             check_scores(Path(out), conditions, "comparison.json")
         Path(out).mkdir(parents=True, exist_ok=True)
+    pairs = [with_threshold(run, threshold, observer) for run in loaded]
+    loaded, thresholds = [run for run, _ in pairs], [limit for _, limit in pairs]
     for warning in warnings_about(first, first.config, split):
         observer.warn(warning)
     arrays = load(first.config, split, observer)
@@ -88,7 +89,7 @@ def compare(
             "labels": arrays.kind,
             "border": first.task.border,
             "classes": list(first.task.classes),
-            "scores": _scores(loaded, names, iou, dice),
+            "scores": _scores(loaded, names, thresholds, iou, dice),
         }
         if out is not None:
             text = json.dumps(comparison, indent=2) + "\n"
@@ -155,6 +156,7 @@ def _conditions(run: Run) -> dict[str, Any]:
 def _scores(
     runs: Sequence[Run],
     names: Sequence[str],
+    thresholds: Sequence[float],
     iou: Float[np.ndarray, "runs n"],
     dice: Float[np.ndarray, "runs n"],
 ) -> list[dict[str, Any]]:
@@ -173,6 +175,7 @@ def _scores(
                 "run": str(run.directory),
                 "step": run.step,
                 "encoder": run.config.model.encoder,
+                "threshold": thresholds[k],
                 "iou": ious,
                 "dice": dices,
                 "difference": named if k else None,

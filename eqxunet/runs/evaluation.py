@@ -13,7 +13,7 @@ from ..data.complaints import some_of
 from ..data.source import open_source
 from ..errors import InputError
 from ..evaluation import per_image, score, score_at_own_size, summarise
-from .calibration import chosen_threshold
+from .calibration import with_threshold
 from .config import RunConfig, absolute
 from .load import Run, RunLike, as_run
 from .observer import Observer
@@ -57,7 +57,7 @@ def evaluate(
     """
     observer = observer or Observer()
     run = as_run(run, observer)
-    threshold = chosen_threshold(run, threshold, observer)
+    run, threshold = with_threshold(run, threshold, observer)
     config = _config(run, data=data, data_dir=data_dir, limit=limit)
     conditions = {
         "data": config.data,

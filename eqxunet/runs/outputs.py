@@ -145,9 +145,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return {}
     length = int.from_bytes(head[start - 4 : start])
     try:
-        return dict(json.loads(head[start + 4 : start + 4 + length].partition(b"\0")[2]))
-    except (ValueError, TypeError):
+        record = dict(json.loads(head[start + 4 : start + 4 + length].partition(b"\0")[2]))
+        are_known = set(record["files"]) <= ENDINGS.keys()
+    except (ValueError, TypeError, KeyError, RecursionError):
         return {}
+    return record if are_known else {}
 
 
 def check_writable(out: Path) -> None:

@@ -16,7 +16,7 @@ from ..data.inputs import find_images
 from ..errors import InputError
 from ..evaluation import Predictor
 from ..models.leaves import named_leaves, named_state
-from .calibration import chosen_threshold
+from .calibration import with_threshold
 from .load import RunLike, as_run
 from .observer import Observer
 from .outputs import ENDINGS, check_writable, plan, read_record
@@ -86,7 +86,6 @@ def predict_files(
     observer = observer or Observer()
     run = as_run(run, observer)
     _check_numbers(tile, shard)
-    threshold = chosen_threshold(run, threshold, observer)
     several = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     folder = Path(out)
     found = find_images(
@@ -95,6 +94,7 @@ def predict_files(
         endings=tuple(ENDINGS.values()),
         is_ignored=lambda path: _is_prediction(path, folder),
     )
+    run, threshold = with_threshold(run, threshold, observer)
     predictor = run.predictor(flip=flip)
     is_binary = run.task.outputs == 1
     kinds = ["probability" if is_binary else "probabilities"] if probability else []

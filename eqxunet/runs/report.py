@@ -41,7 +41,7 @@ def write_report(
             "threshold_curve": calibration.curve,
         }
     report = Report(
-        metrics | validation,
+        metrics | validation | {"sizes": _with_shares(metrics["sizes"])},
         rows,
         scores.task.classes,
         scores.task.colours,
@@ -49,6 +49,15 @@ def write_report(
         config,
     )
     save_report(report, _pictures(split, scores), path)
+
+
+def _with_shares(sizes: dict[str, Any]) -> dict[str, Any]:
+    named = {}
+    for name, scores in sizes.items():
+        low, high = scores["share"]
+        rest = {key: value for key, value in scores.items() if key != "share"}
+        named[f"{name}, {low:.1%} to {high:.1%} of the image"] = rest
+    return named
 
 
 def _pictures(split: Split, scores: Scores) -> "Iterator[Picture]":
