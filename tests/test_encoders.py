@@ -292,7 +292,7 @@ def test_the_genuine_weights_of_lite0_come_with_their_package(monkeypatch, tmp_p
     path = resolve_weights(encoder="efficientnet_lite0")
     assert path is not None and identify(path).release is not None
     arrays = read_state_dict(path)
-    model, state = load_weights(*shapes("efficientnet_lite0"), path)
+    model, state = load_weights(*filled("efficientnet_lite0"), path)
     np.testing.assert_array_equal(
         np.asarray(model.encoder.stem.conv.kernel),
         arrays["_conv_stem.weight"].transpose(2, 3, 1, 0),

@@ -189,7 +189,7 @@ def test_one_batch_can_be_learnt_by_heart():
 def part(split):
     return (
         to_float(split.images),
-        BINARY.targets(split.labels),
+        jnp.asarray(BINARY.targets(split.labels)),
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from scipy.special import expit
@@ -40,7 +41,10 @@ class Binary(AbstractTask):
     ) -> UInt8[Array | np.ndarray, "*b h w"]:
         return class_of_label(labels, self.kind, self.border)
 
-    def loss(self, logits: Float[Array, "h w k"], target: UInt8[Array, "h w"]) -> Float[Array, ""]:
+    def loss(
+        self, logits: Float[Array, "h w k"], target: UInt8[Array | np.ndarray, "h w"]
+    ) -> Float[Array, ""]:
+        target = jnp.asarray(target)
         return segmentation_loss(logits[..., 0], target == 1, target != IGNORED)
 
     def probability(

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from scipy.special import softmax
@@ -52,8 +53,10 @@ class Semantic(AbstractTask):
             return look_up({1: 1, 2: 0, 3: 2}, labels)
         return class_of_label(labels, self.kind, self.border)
 
-    def loss(self, logits: Float[Array, "h w k"], target: UInt8[Array, "h w"]) -> Float[Array, ""]:
-        return softmax_loss(logits, target)
+    def loss(
+        self, logits: Float[Array, "h w k"], target: UInt8[Array | np.ndarray, "h w"]
+    ) -> Float[Array, ""]:
+        return softmax_loss(logits, jnp.asarray(target))
 
     def probability(
         self, logits: Float[Array | np.ndarray, "*b h w k"]

@@ -95,7 +95,9 @@ class AbstractTask(eqx.Module):
         """Each pixel's class, from raw labels; `IGNORED` where it does not count."""
 
     @abstractmethod
-    def loss(self, logits: Float[Array, "h w k"], target: UInt8[Array, "h w"]) -> Float[Array, ""]:
+    def loss(
+        self, logits: Float[Array, "h w k"], target: UInt8[Array | np.ndarray, "h w"]
+    ) -> Float[Array, ""]:
         """Of one image, in float32."""
 
     @abstractmethod
