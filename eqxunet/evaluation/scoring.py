@@ -40,6 +40,7 @@ class Scores:
     - `task`: whose border policy the headline scores and losses follow.
     - `threshold`: probability from which a pixel is predicted foreground.
     - `details`: of each image, where they were asked for.
+    - `first`: predictions of the first batch, at the size of training.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ class Scores:
     task: AbstractTask
     threshold: float
     details: Details | None = None
+    first: UInt8[np.ndarray, "b h w"] | None = None
 
     @property
     def confusion(self) -> Int[np.ndarray, "n k k"]:
@@ -89,17 +91,19 @@ def score(
     losses: list[np.ndarray] = []
     confusions: list[Policies] = []
     details: list[Details] = []
+    first = None
     done = 0
     for batch, real in padded_batches(split, predictor.batch_size):
         results = jax.device_get(
             _score_batch(predictor, batch.images, batch.labels, limit, is_detailed=is_detailed)
         )
-        loss, counts, shown = jax.tree.map(lambda x, n=real: x[:n], results)
+        loss, counts, prediction, probability = jax.tree.map(lambda x, n=real: x[:n], results)
+        first = prediction if first is None else first
         losses.append(loss)
         confusions.append(counts)
-        if shown is not None:
+        if is_detailed:
             targets = np.asarray(task.targets(np.asarray(batch.labels[:real])))
-            details.append(_details(task, shown[0], shown[1], targets))
+            details.append(_details(task, prediction, probability, targets))
         done += real
         if progress is not None:
             progress(done, len(split))
@@ -110,6 +114,7 @@ def score(
         task,
         threshold,
         joined(details) if is_detailed else None,
+        first,
     )
 
 
@@ -121,7 +126,7 @@ def _score_batch(
     threshold: Float[Array, ""],
     *,
     is_detailed: bool,
-) -> tuple[Float[Array, " b"], Policies, tuple[Array, Array | None] | None]:
+) -> tuple[Float[Array, " b"], Policies, UInt8[Array, "b h w"], Float[Array, "b h w"] | None]:
     task, labels = predictor.task, jnp.asarray(labels)
     logits = predictor.forward(to_float(images))
     prediction = jnp.asarray(predictor.prediction(logits, threshold))
@@ -132,10 +137,9 @@ def _score_batch(
             prediction, target
         )
     losses = jax.vmap(task.loss)(logits, jnp.asarray(task.targets(labels)))
-    if not is_detailed:
-        return losses, counts, None
-    probability = jnp.asarray(predictor.probability(logits)) if task.outputs == 1 else None
-    return losses, counts, (prediction, probability)
+    is_shown = is_detailed and task.outputs == 1
+    probability = jnp.asarray(predictor.probability(logits)) if is_shown else None
+    return losses, counts, prediction, probability
 
 
 def score_at_own_size(

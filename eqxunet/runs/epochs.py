@@ -1,6 +1,5 @@
 """The training loop of a run: steps, validation, checkpoints, records."""
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ..config import TrainConfig
 from ..data import Split
 from ..data.batches import steps_per_epoch
 from ..errors import DivergedError
-from ..evaluation import Predictor, baseline, score
+from ..evaluation import Predictor, Scores, baseline, score
 from ..training import (
     StepMetrics,
     Trainer,
@@ -86,14 +85,14 @@ def train_epochs(
                 tell(step, "validating")
                 validated = with_precise_statistics(trainer, trained, train_split)
                 predictor = _predictor(trainer, validated)
-                record |= _validate(predictor, val_split)
+                scores = score(predictor, val_split)
+                record |= _validation(scores)
                 records.append(record)
                 best = best_of(records)
                 checkpoints.save(step, to_arrays(trainer, validated), {BEST: record[BEST]})
                 append_metrics(directory, record)
-                few = dataclasses.replace(predictor, batch_size=IMAGES)
-                logits = few.logits(val_split.images[:IMAGES])
-                predictions = np.asarray(predictor.prediction(logits))
+                assert scores.first is not None
+                predictions = scores.first[:IMAGES]
                 keep_snapshot(directory, predictions, records, best)
                 if log:
                     log(record, predictor.task.colours[predictions])
@@ -146,9 +145,8 @@ def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
     return Predictor(model, train_state.state, trainer.task)
 
 
-def _validate(predictor: Predictor, split: Split) -> Mapping[str, Any]:
-    task = predictor.task
-    scores = score(predictor, split)
+def _validation(scores: Scores) -> Mapping[str, Any]:
+    task = scores.task
     return {
         "val/loss": _finite(scores.loss),
         "val/iou": float(np.mean(scores.iou)),
