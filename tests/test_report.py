@@ -106,7 +106,7 @@ def test_names_classes_and_options_cannot_break_out(tmp_path):
     report, indices = semantic(pictures, tuple(NASTY))
     rows = [row | {"name": name, name: name} for row, name in zip(report.rows, NASTY, strict=True)]
     rows = [dict.fromkeys([k for r in rows for k in r]) | row for row in rows]
-    metrics = dict(report.metrics) | {"data": NASTY[0], "run": f"/tmp/{NASTY[2]}"}
+    metrics = dict(report.metrics) | {"data": NASTY[0], "run": f"runs/{NASTY[2]}"}
     metrics["groups"] = {name: {"count": 1} for name in NASTY}
     report = dataclasses.replace(
         report, rows=rows, metrics=metrics, config={"data": NASTY[1], NASTY[0]: NASTY[4]}

@@ -30,8 +30,8 @@ def check_tensorboard() -> None:
 def tensorboard_log(directory: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Log]:
     """Opens the log of a run; yields what writes an epoch into it.
 
-    What an earlier process logged after `records` is hidden, and what it did not log at all, since
-    there was no log, is written first.
+    What an earlier process logged after `records` is hidden. Where there was no log, `records` are
+    written first; epochs that a process left out of a log that was there stay missing.
 
     Arguments:
 

@@ -1,12 +1,15 @@
 """What all files of weights share: read whole and bounded, told apart, refused with a reason."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
 
 from ..errors import InputError, IntegrityError, UnavailableError
+
+T = TypeVar("T")
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int, way_out: str) -> bytes:
@@ -27,6 +30,17 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int, way_out: str) -> by
             return file.read(size)
     except OSError as error:
         raise UnavailableError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def read_parsed(
+    path: str | os.PathLike[str], parse: Callable[[bytes], T], max_bytes: int, way_out: str
+) -> tuple[bytes, T]:
+    """Returns a file's content and what `parse` makes of it; errors name the file and a way out."""
+    data = read_bytes(path, max_bytes, way_out)
+    try:
+        return data, parse(data)
+    except IntegrityError as error:
+        raise IntegrityError(f"{path}: {error}.\n{way_out}") from None
 
 
 def is_safetensors(data: bytes) -> bool:

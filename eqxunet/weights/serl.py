@@ -8,7 +8,7 @@ import safetensors
 from jaxtyping import Float32
 
 from ..errors import IntegrityError
-from .files import is_safetensors, kind, read_bytes, refuse_list, refuse_not_finite
+from .files import is_safetensors, kind, read_parsed, refuse_list, refuse_not_finite
 from .pickle_machine import read_tree
 from .torch_file import is_torch
 
@@ -66,11 +66,7 @@ def read_serl(path: str | os.PathLike[str]) -> Arrays:
 
 def read(path: str | os.PathLike[str]) -> tuple[bytes, Arrays]:
     """Returns a file's bytes and the arrays in them; see `read_serl`."""
-    data = read_bytes(path, MAX_BYTES, WAY_OUT)
-    try:
-        return data, parse(data)
-    except IntegrityError as error:
-        raise IntegrityError(f"{path}: {error}.\n{WAY_OUT}") from None
+    return read_parsed(path, parse, MAX_BYTES, WAY_OUT)
 
 
 def parse(data: bytes) -> Arrays:

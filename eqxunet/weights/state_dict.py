@@ -8,7 +8,7 @@ import safetensors
 from jaxtyping import Float32, Int64
 
 from ..errors import IntegrityError
-from .files import is_safetensors, kind, read_bytes, refuse_list, refuse_not_finite
+from .files import is_safetensors, kind, read_parsed, refuse_list, refuse_not_finite
 from .torch_file import is_torch, read_tensors
 
 StateDict = dict[str, Float32[np.ndarray, "..."] | Int64[np.ndarray, "..."]]
@@ -36,11 +36,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
 def read(path: str | os.PathLike[str]) -> tuple[bytes, StateDict]:
     """Returns a file's bytes and the tensors in them; see `read_state_dict`."""
-    data = read_bytes(path, MAX_BYTES, WAY_OUT)
-    try:
-        return data, parse(data)
-    except IntegrityError as error:
-        raise IntegrityError(f"{path}: {error}.\n{WAY_OUT}") from None
+    return read_parsed(path, parse, MAX_BYTES, WAY_OUT)
 
 
 def parse(data: bytes) -> StateDict:
