@@ -1,0 +1,59 @@
+"""Files that are whole or not there, whatever ends the process or fills the disk."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import UnavailableError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` once its bytes are on the disk.
+
+    Whatever is raised meanwhile, `path` stays as it was and nothing is left beside it; a process
+    that is killed leaves a file that `is_partial`. Two processes may write the same path: the last
+    one's file stays.
+
+    Raises UnavailableError where it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UnavailableError(
+            f"{path}: cannot be written ({error.strerror or error}); free space there, or name "
+            "another folder"
+        ) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is what a killed process left of `replacing`."""
+    return path.name.startswith(".") and path.suffix == ".partial"
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's list of names on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
