@@ -1,4 +1,4 @@
-"""What the benchmarks of the two networks share: their contenders, weights, data and record."""
+"""What the benchmarks of the networks share: their contenders, weights, data and record."""
 
 import argparse
 import json
@@ -17,19 +17,27 @@ from benchmarks.processes import Contender, Setup, machine
 # Relative, of the numbers that the contenders return first: for what is rounded to fewer bits, the
 # unit of that rounding.
 TOLERANCES = {"float32": 1e-4, "TF32": 2**-10, "bfloat16": 2**-8}
+FLAX = ("scratch", "resnet10")
+"""Networks that the Flax original has."""
+
 # As the command line starts itself.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared; `weights` is a file with the initial Flax variables."""
+    """What is compared; `weights` is a file with the initial variables.
+
+    They are those of the Flax original, nested, or, of a network that it does not have, ours by
+    dotted path.
+    """
 
     model: str
     batch: int
     size: int
     device: str
     weights: str
+    frozen: bool = True
     precision: str = "float32"
 
     def variables(self) -> dict[str, Any]:
@@ -48,17 +56,44 @@ class Options:
 
 
 def write_weights(options: Options) -> Callable[[], float]:
-    """Initialises the Flax original and writes its variables."""
+    """Initialises the Flax original, or our network, and writes its variables."""
+    import equinox as eqx
     import jax
     import jax.numpy as jnp
 
-    from scripts import flax_models
+    if options.model in FLAX:
+        from scripts import flax_models
 
-    model = flax_models.UNet() if options.model == "scratch" else flax_models.ResNetUNet()
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        model = flax_models.UNet() if options.model == "scratch" else flax_models.ResNetUNet()
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    else:
+        import eqxunet as eu
+        from eqxunet.models.leaves import named_leaves, named_state
+
+        config = eu.ModelConfig(encoder=options.model)
+        model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
+        variables = named_leaves(model) | named_state(model, state)
     with open(options.weights, "wb") as file:
         pickle.dump(jax.tree.map(np.asarray, variables), file)
     return lambda: 0.0
+
+
+def ours_with(options: Options) -> tuple[Any, Any]:
+    """Our network with the variables of the file, in training mode, and its state."""
+    import equinox as eqx
+    import jax
+
+    import eqxunet as eu
+    from eqxunet.models.leaves import replace_leaves, replace_state
+
+    config = eu.ModelConfig(encoder=options.model)
+    model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
+    variables = options.variables()
+    if options.model in FLAX:
+        return eu.from_flax(model, state, variables)
+    statistics = {name: value for name, value in variables.items() if ".running." in name}
+    leaves = {name: value for name, value in variables.items() if name not in statistics}
+    return replace_leaves(model, leaves), replace_state(model, state, statistics)
 
 
 def torch_fastest(options: Options) -> AbstractContextManager[Any]:
@@ -87,7 +122,7 @@ def compare(
     - `against`: by the name of a peer its contenders.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", choices=("scratch", "resnet10"), default="scratch")
+    parser.add_argument("--model", choices=(*FLAX, "efficientnet_lite0"), default="scratch")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20)
@@ -98,6 +133,11 @@ def compare(
         help="of float32 and bfloat16, in which PyTorch runs under autocast",
     )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument(
+        "--tuned",
+        action="store_true",
+        help="train an encoder that has pretrained weights, too, which is frozen otherwise",
+    )
     parser.add_argument(
         "--equal-malloc",
         action="store_true",
@@ -112,6 +152,7 @@ def compare(
             arguments.size,
             arguments.device,
             os.path.join(folder, "weights"),
+            frozen=not arguments.tuned,
         )
         writer = Contender(write_weights, options, {"JAX_PLATFORMS": "cpu"})
         writer.run()
@@ -121,7 +162,9 @@ def compare(
         for precision in arguments.precision.split(","):
             setups = [ours]
             for peer in filter(None, arguments.against.split(",")):
-                if (peer, precision) != ("flax", "bfloat16"):  # the original has float32 alone
+                # The original has two networks, an encoder that is frozen, and float32.
+                has_one = options.model in FLAX and options.frozen and precision == "float32"
+                if peer != "flax" or has_one:
                     setups += against[peer]
             for setup in setups:
                 huge = HUGE_PAGES if setup is ours or arguments.equal_malloc else {}

@@ -9,21 +9,17 @@ line. In bfloat16, PyTorch runs under autocast.
 
 from collections.abc import Callable
 
-from benchmarks.comparison import Options, compare, torch_fastest
+from benchmarks.comparison import Options, compare, ours_with, torch_fastest
 
 
 def ours(options: Options) -> Callable[[], float]:
     import equinox as eqx
-    import jax
     import numpy as np
 
-    import eqxunet as eu
     from eqxunet.data.augment import to_float
     from eqxunet.evaluation import forward
 
-    config = eu.ModelConfig(encoder=options.model)
-    model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
-    model, state = eu.from_flax(model, state, options.variables())
+    model, state = ours_with(options)
     model = eqx.nn.inference_mode(model)
     images = to_float(options.data()[0]).astype(options.precision)
     return lambda: float(np.abs(forward(model, state, images)).mean())
@@ -49,8 +45,7 @@ def torch_forward(options: Options, *, channels_last: bool, compiled: bool) -> C
     from benchmarks import torch_models
 
     device = "cuda" if options.device == "gpu" else "cpu"
-    model = torch_models.UNet() if options.model == "scratch" else torch_models.ResNetUNet()
-    torch_models.load_flax(model, options.variables())
+    model = torch_models.build(options.model, options.variables(), frozen=options.frozen)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.eval().to(device, memory_format=layout)
     images = torch.from_numpy(options.data()[0]).permute(0, 3, 1, 2).to(device).float() / 255

@@ -38,7 +38,7 @@ TORCH = """
 import sys
 from benchmarks import torch_models
 import torch
-model = torch_models.UNet() if sys.argv[1] == "scratch" else torch_models.ResNetUNet()
+model = torch_models.network(sys.argv[1])
 model = model.to(memory_format=torch.channels_last)
 optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
 model(torch.rand(16, 3, 128, 128)).square().mean().backward()

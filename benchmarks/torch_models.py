@@ -1,10 +1,11 @@
-"""PyTorch twins of the two networks, with the Flax original's parameters copied in.
+"""PyTorch twins of the networks, with the Flax original's parameters copied in, or ours.
 
 Same architecture to the pixel: "SAME" padding at stride 2 puts the odd pixel below and to the
 right, so it is padded by hand where PyTorch's symmetric padding would differ.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,36 +131,144 @@ class ResNetEncoder(nn.Module):
         return stages
 
 
-class Decoder(nn.Module):
+class ConvNorm(nn.Module):
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            x = _pad_same(x, self.kernel, self.stride)
+        return self.norm(self.conv(x))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, c_in: int, c_out: int, expansion: int, kernel: int, stride: int):
+        super().__init__()
+        width = c_in * expansion
+        self.expand = None if expansion == 1 else ConvNorm(c_in, width, 1)
+        self.depthwise = ConvNorm(width, width, kernel, stride, groups=width)
+        self.project = ConvNorm(width, c_out, 1)
+        self.is_residual = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
+        return x + y if self.is_residual else y
+
+
+class EfficientNetLite0(nn.Module):
+    STAGES = (
+        (1, 3, 1, 1, 16),
+        (2, 3, 2, 6, 24),
+        (2, 5, 2, 6, 40),
+        (3, 3, 2, 6, 80),
+        (3, 5, 1, 6, 112),
+        (4, 5, 2, 6, 192),
+        (1, 3, 1, 6, 320),
+    )
+
     def __init__(self):
         super().__init__()
-        ups = ((512, 256, 256), (256, 128, 128), (128, 64, 64), (64, 0, 32), (32, 0, 16))
+        self.stem, c_in, self.stages = ConvNorm(3, 32, 3, 2), 32, nn.ModuleList()
+        for blocks, kernel, stride, expansion, c_out in self.STAGES:
+            stage = nn.Sequential()
+            for j in range(blocks):
+                stage.append(
+                    InvertedResidual(c_in, c_out, expansion, kernel, stride if j == 0 else 1)
+                )
+                c_in = c_out
+            self.stages.append(stage)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, maps = F.relu6(self.stem((x * 255 - 127) / 128), inplace=True), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return [maps[i] for i in (0, 1, 2, 4, 6)]
+
+
+class Decoder(nn.Module):
+    """Of a pyramid to stride 1; `ups` are channels from below, of the skip, and of the output."""
+
+    def __init__(self, ups: Sequence[tuple[int, int, int]]):
+        super().__init__()
         for i, (c_in, c_skip, c_out) in enumerate(ups):
             self.add_module(f"UpBlock_{i}", UpBlock(c_in, c_skip, c_out))
+        self.levels = len(ups)
         self.Conv_0 = nn.Conv2d(16, 1, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        s1, s2, s3, x = features
-        for i, skip in enumerate((s3, s2, s1, None, None)):
-            x = self.get_submodule(f"UpBlock_{i}")(x, skip)
+        *skips, x = features
+        for i in range(self.levels):
+            x = self.get_submodule(f"UpBlock_{i}")(x, skips.pop() if skips else None)
         return self.Conv_0(x)
 
 
-class ResNetUNet(nn.Module):
-    """The encoder is frozen: it runs without gradient and stores no activations."""
+class EncoderUNet(nn.Module):
+    """While it is frozen, the encoder runs without gradient and stores no activations."""
 
-    def __init__(self):
+    def __init__(self, encoder: nn.Module, ups: Sequence[tuple[int, int, int]], *, frozen: bool):
         super().__init__()
-        self.encoder = ResNetEncoder().requires_grad_(False)
-        self.decoder = Decoder()
+        self.encoder = encoder.requires_grad_(not frozen)
+        self.decoder = Decoder(ups)
+        self.frozen = frozen
+
+    def train(self, mode: bool = True) -> "EncoderUNet":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.encoder(x)
         logits = self.decoder(features)
         if logits.shape[2:] != x.shape[2:]:
             logits = F.interpolate(logits, x.shape[2:], mode="bilinear", antialias=True)
         return logits
+
+
+def network(name: str, *, frozen: bool = True) -> nn.Module:
+    """The twin of a network, in training mode; `frozen` is its encoder, if it has one."""
+    if name == "scratch":
+        return UNet()
+    if name == "resnet10":
+        ups = ((512, 256, 256), (256, 128, 128), (128, 64, 64), (64, 0, 32), (32, 0, 16))
+        model = EncoderUNet(ResNetEncoder(), ups, frozen=frozen)
+    else:
+        ups = ((320, 112, 160), (160, 40, 80), (80, 24, 48), (48, 16, 32), (32, 0, 16))
+        model = EncoderUNet(EfficientNetLite0(), ups, frozen=frozen)
+    return model.train()
+
+
+def build(name: str, variables: Mapping[str, Any], *, frozen: bool) -> nn.Module:
+    """A twin with variables: nested ones of the Flax original, or ours by dotted path."""
+    model = network(name, frozen=frozen)
+    load_flax(model, variables if "params" in variables else _nested(variables))
+    return model
+
+
+def _nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Our leaves and running statistics as the Flax original would name and nest them."""
+    nested: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for path, value in leaves.items():
+        kind = "batch_stats" if ".running." in path else "params"
+        path = re.sub(r"^decoder\.up\.(\d+)\.", r"decoder.UpBlock_\1.", path)
+        path = path.replace(".running.", ".").replace("head.", "decoder.Conv_0.")
+        if path.startswith("decoder."):
+            path = path.replace(".up.", ".ConvTranspose_0.").replace(".block.", ".ConvBlock_0.")
+            path = re.sub(r"\.conv(\d)\.", lambda m: f".Conv_{int(m[1]) - 1}.", path)
+            path = re.sub(r"\.norm(\d)\.", lambda m: f".BatchNorm_{int(m[1]) - 1}.", path)
+        *above, last = path.split(".")
+        node = nested[kind]
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return nested
 
 
 def load_flax(model: nn.Module, variables: Mapping[str, Any]) -> None:

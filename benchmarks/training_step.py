@@ -6,13 +6,14 @@ Ours is the step that `train` runs, with its checks and scores and from uint8 im
 hold the loss, its gradient and Adam, from float images. In bfloat16, PyTorch runs under autocast.
 
     python -m benchmarks.training_step --model scratch --repeats 20
+    python -m benchmarks.training_step --model efficientnet_lite0 --tuned --against torch
     python -m benchmarks.training_step --device gpu --batch 64 --precision float32,bfloat16 \
         --against torch,torch_compile
 """
 
 from collections.abc import Callable
 
-from benchmarks.comparison import Options, compare, torch_fastest
+from benchmarks.comparison import Options, compare, ours_with, torch_fastest
 
 
 def ours(options: Options) -> Callable[[], float]:
@@ -26,11 +27,13 @@ def ours(options: Options) -> Callable[[], float]:
     from eqxunet.training import initialise
     from eqxunet.training.loop import compile_step
 
-    config = eu.ModelConfig(encoder=options.model)
-    model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
-    model, state = eu.from_flax(model, state, options.variables())
+    model, state = ours_with(options)
     train_config = eu.TrainConfig(
-        batch_size=options.batch, schedule="constant", augment=False, precision=options.precision
+        batch_size=options.batch,
+        schedule="constant",
+        augment=False,
+        precision=options.precision,
+        freeze_encoder=options.frozen,
     )
     trainer, train_state = eqx.filter_jit(initialise)(
         model, state, train_config, eu.Binary("trimap"), 1
@@ -110,9 +113,7 @@ def torch_step(options: Options, *, channels_last: bool, compiled: bool) -> Call
     from benchmarks import torch_models
 
     device = "cuda" if options.device == "gpu" else "cpu"
-    scratch = options.model == "scratch"
-    model = torch_models.UNet() if scratch else torch_models.ResNetUNet()
-    torch_models.load_flax(model, options.variables())
+    model = torch_models.build(options.model, options.variables(), frozen=options.frozen)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout)
     images, masks = map(torch.from_numpy, options.data())
