@@ -17,7 +17,7 @@ from eqxunet.config import ModelConfig, TrainConfig
 from eqxunet.data.batches import Batch
 from eqxunet.errors import InputError, IntegrityError
 from eqxunet.models import build, fold, load_weights
-from eqxunet.models.layers import BatchNorm, DepthwiseConv, max_pool
+from eqxunet.models.layers import BatchNorm, max_pool
 from eqxunet.models.leaves import named_leaves, named_state
 from eqxunet.tasks import Binary
 from eqxunet.training import initialise
@@ -253,29 +253,6 @@ def test_classifier_and_counts_may_be_missing(tmp_path):
     (tmp_path / "all").write_bytes(torch_files.saved(arrays))
     both = [load_weights(*filled("resnet18"), tmp_path / name) for name in ("few", "all")]
     assert eqx.tree_equal(*both)
-
-
-@pytest.mark.parametrize("size, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
-def test_depthwise_convolution(size, stride):
-    """Against XLA's own, with gradients; odd sizes and more channels than lanes."""
-    layer = DepthwiseConv(19, kernel_size=size, stride=stride, key=jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (2, 11, 14, 19))
-
-    def reference(kernel, x):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=19,
-        )  # fmt: skip
-
-    def ours(kernel, x):
-        return jax.vmap(eqx.tree_at(lambda layer: layer.kernel, layer, kernel))(x)
-
-    want, pull_want = jax.vjp(reference, layer.kernel, x)
-    got, pull = jax.vjp(ours, layer.kernel, x)
-    parity.assert_close(got, want, 1e-5)
-    y = jax.random.normal(jax.random.key(2), want.shape)
-    for mine, theirs in zip(pull(y), pull_want(y), strict=True):
-        parity.assert_close(mine, theirs, 1e-4)
 
 
 @pytest.mark.parametrize("h, w", [(8, 8), (7, 10), (1, 1), (5, 2)])

@@ -17,7 +17,13 @@ from test_fused import draw
 
 from eqxunet import ModelConfig, build
 from eqxunet.models import batched
-from eqxunet.ops import conv2d, conv2d_of_relu, conv2d_transpose, relu_of_conv2d
+from eqxunet.ops import (
+    conv2d,
+    conv2d_of_relu,
+    conv2d_transpose,
+    depthwise_conv2d,
+    relu_of_conv2d,
+)
 
 DEVICES = 4
 FLAGS = f"--xla_force_host_platform_device_count={DEVICES}"
@@ -25,6 +31,9 @@ FLAGS = f"--xla_force_host_platform_device_count={DEVICES}"
 FUNCTIONS = {
     "3x3": lambda x, kernel, scale, offset: conv2d(x, kernel),
     "3x3, stride 2": lambda x, kernel, scale, offset: conv2d(x, kernel, stride=2),
+    "depthwise": lambda x, kernel, scale, offset: depthwise_conv2d(
+        jnp.concatenate([x, x], 2), jnp.concatenate([kernel, kernel], 3)[:, :, :1]
+    ),
     "1x1": lambda x, kernel, scale, offset: conv2d(x, kernel[:1, :1]),
     "1x1, stride 2": lambda x, kernel, scale, offset: conv2d(x, kernel[:1, :1], stride=2),
     "tiles": lambda x, kernel, scale, offset: conv2d(x, kernel[:2, :2], stride=2, padding="VALID"),

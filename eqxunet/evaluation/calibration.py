@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int, UInt8
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from ..data import Split
 from ..data.example import Progress
@@ -141,10 +140,12 @@ def _fit_temperature(predictor: Predictor, split: Split, progress: Progress | No
 
     def cross_entropy(log_temperature: float) -> float:
         heat = np.float32(np.exp(-log_temperature))
-        of_all: Any = logsumexp(scores * heat, axis=-1)
+        of_all: Any = scipy.special.logsumexp(scores * heat, axis=-1)
         return float(np.mean(of_all - of_truth * heat))
 
-    found = minimize_scalar(cross_entropy, bounds=np.log(_TEMPERATURES), method="bounded")
+    found = scipy.optimize.minimize_scalar(
+        cross_entropy, bounds=np.log(_TEMPERATURES), method="bounded"
+    )
     temperature = float(np.exp(found.x))
     low, high = _TEMPERATURES
     return temperature if 1.01 * low < temperature < high / 1.01 else 1.0

@@ -22,14 +22,18 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .internals import (
-    Implementation,
-    Primitive,
     define,
     differentiate_bilinear,
     placeholder,
     vary_alike,
 )
-from .native import lower_to_native, native_conv, native_input_gradient, native_kernel_gradient
+from .native import (
+    lower_to_native,
+    native_conv,
+    native_input_gradient,
+    native_kernel_gradient,
+    widened,
+)
 from .split_gradient import split_gradient
 from .window import Padding, Window, window_over
 
@@ -124,14 +128,6 @@ def _kernel_gradient_on_cpu(x: Array, y: Array, *, window: Window) -> Array:
     return _kernel_gradient(x, y, window=window, conv=_xla_on_cpu)
 
 
-def _wide(primitive: Primitive) -> Implementation:
-    def wide(first: Array, second: Array, *, window: Window) -> Array:
-        out = primitive.bind(first.astype(jnp.float32), second.astype(jnp.float32), window=window)
-        return out.astype(first.dtype)
-
-    return wide
-
-
 # x (n, h, w, c_in), kernel (k, k, c_in, c_out), y (n, h_out, w_out, c_out).
 conv_p = define(  # x, kernel -> y
     "conv2d",
@@ -166,17 +162,17 @@ differentiate_bilinear(
     lambda kernel, x, y, **window: input_gradient_p.bind(y, kernel, **window),
     lambda kernel, x, y, **window: conv_p.bind(x, kernel, **window),
 )
-lower_to_native(conv_p, native_conv, partial(_conv, conv=_xla_on_cpu), narrow=_wide(conv_p))
+lower_to_native(conv_p, native_conv, partial(_conv, conv=_xla_on_cpu), narrow=widened(conv_p))
 lower_to_native(
     input_gradient_p,
     native_input_gradient,
     partial(_input_gradient, conv=_xla_on_cpu),
-    narrow=_wide(input_gradient_p),
+    narrow=widened(input_gradient_p),
     fits=lambda window: window.tiles or window.stride == 1,
 )
 lower_to_native(
     kernel_gradient_p,
     native_kernel_gradient,
     _kernel_gradient_on_cpu,
-    narrow=_wide(kernel_gradient_p),
+    narrow=widened(kernel_gradient_p),
 )

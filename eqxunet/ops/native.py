@@ -14,6 +14,7 @@ from .window import Window
 
 # Narrower outputs do not fill the native kernels' tiles, and XLA's own are faster.
 _NARROW = 6
+_CHANNELS = 16  # which are whole vectors on every processor
 _NO_TABLE, _NO_BIAS = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
 
 
@@ -74,6 +75,50 @@ def native_kernel_gradient(
     """The kernel's gradient of conv(relu(scale * x + offset), kernel)."""
     shape = (window.size, window.size, x.shape[3], y.shape[3])
     return _call("conv2d_kernel_gradient", x, y, scale, offset, shape=shape, window=window)
+
+
+def widened(primitive: Primitive) -> Implementation:
+    """A primitive of two operands, computed in float32."""
+
+    def wide(first: Array, second: Array, *, window: Window) -> Array:
+        out = primitive.bind(first.astype(jnp.float32), second.astype(jnp.float32), window=window)
+        return out.astype(first.dtype)
+
+    return wide
+
+
+def lower_to_native_depthwise(
+    primitive: Primitive, native: Implementation, other: Implementation
+) -> None:
+    """Lowers on CPUs to `native` where channels are whole vectors, else to `other`."""
+
+    def choose(first: Any, window: Window) -> Implementation | None:
+        suits = first.shape[3] % _CHANNELS == 0 and first.size > 0 and first.dtype.itemsize <= 4
+        if not (suits and is_native()):
+            return None
+        return native if first.dtype == jnp.float32 else widened(primitive)
+
+    lower_on_cpu(primitive, other, choose)
+
+
+def native_depthwise(x: Any, kernel: Any, *, window: Window) -> Array:
+    """Each channel with a kernel of its own."""
+    shape = (x.shape[0], *window.y_shape, x.shape[3])
+    return _call("depthwise2d", x, kernel, shape=shape, window=window)
+
+
+def native_depthwise_input_gradient(y: Any, kernel: Any, *, window: Window) -> Array:
+    """At any stride; at stride 1 a convolution with the kernel turned around."""
+    if window.stride == 1:
+        return native_depthwise(y, kernel[::-1, ::-1], window=window.adjoint)
+    shape = (y.shape[0], *window.shape, y.shape[3])
+    return _call("depthwise2d_input_gradient", y, kernel, shape=shape, window=window)
+
+
+def native_depthwise_kernel_gradient(x: Any, y: Any, *, window: Window) -> Array:
+    """At any stride."""
+    shape = (window.size, window.size, 1, x.shape[3])
+    return _call("depthwise2d_kernel_gradient", x, y, shape=shape, window=window)
 
 
 def _call(name: str, *operands: Any, shape: Any, window: Window, **attributes: Any) -> Array:

@@ -6,8 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float, Int, UInt8
-from scipy.special import expit
 
 from ..config import Border, Labels
 from .losses import segmentation_loss
@@ -50,7 +50,7 @@ class Binary(AbstractTask):
     def probability(
         self, logits: Float[Array | np.ndarray, "*b h w k"]
     ) -> Float[Array | np.ndarray, "*b h w"]:
-        sigmoid = expit if isinstance(logits, np.ndarray) else jax.nn.sigmoid
+        sigmoid = scipy.special.expit if isinstance(logits, np.ndarray) else jax.nn.sigmoid
         return sigmoid(logits[..., 0])
 
     def prediction(

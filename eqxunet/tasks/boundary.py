@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load where they are used: not in training
 from jaxtyping import Array, Bool, Shaped
-from scipy import ndimage
 
 _WIDTH = 0.02  # of a boundary, as a share of the image's diagonal
-_CROSS = ndimage.generate_binary_structure(2, 1)
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
 
 
 def boundary_iou(
@@ -58,14 +58,16 @@ def _foreground(mask: Shaped[Array | np.ndarray, "h w"]) -> Bool[np.ndarray, "h 
 
 
 def _boundary(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
-    inner = ndimage.minimum_filter(mask.astype(np.uint8), 2 * width + 1, mode="constant", cval=0)
+    inner = scipy.ndimage.minimum_filter(
+        mask.astype(np.uint8), 2 * width + 1, mode="constant", cval=0
+    )
     return mask & (inner == 0)
 
 
 def _outline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    return mask & ~ndimage.binary_erosion(mask, _CROSS)
+    return mask & ~scipy.ndimage.binary_erosion(mask, _CROSS)
 
 
 def _distance95(of: Bool[np.ndarray, "h w"], to: Bool[np.ndarray, "h w"]) -> float:
-    distances: Any = ndimage.distance_transform_edt(~to)
+    distances: Any = scipy.ndimage.distance_transform_edt(~to)
     return float(np.percentile(distances[of], 95))

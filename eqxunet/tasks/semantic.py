@@ -6,8 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Bool, Float, Int, UInt8
-from scipy.special import softmax
 
 from ..config import Border, Labels
 from .losses import softmax_loss
@@ -61,7 +61,8 @@ class Semantic(AbstractTask):
     def probability(
         self, logits: Float[Array | np.ndarray, "*b h w k"]
     ) -> Float[Array | np.ndarray, "*b h w k"]:
-        return (softmax if isinstance(logits, np.ndarray) else jax.nn.softmax)(logits, axis=-1)
+        softmax = scipy.special.softmax if isinstance(logits, np.ndarray) else jax.nn.softmax
+        return softmax(logits, axis=-1)
 
     def prediction(
         self,

@@ -19,10 +19,15 @@ from pathlib import Path
 
 import jax
 
-KERNELS = ("conv2d", "conv2d_input_gradient", "conv2d_kernel_gradient")
+KERNELS = tuple(
+    f"{name}{part}"
+    for name in ("conv2d", "depthwise2d")
+    for part in ("", "_input_gradient", "_kernel_gradient")
+)
 """Functions of the library; XLA knows each as `eqxunet_` and this name."""
 
-_SOURCES = [Path(__file__).with_name(f) for f in ("conv.cc", "direct.h", "winograd.h", "tiles.h")]
+_FILES = ("conv.cc", "depthwise.h", "direct.h", "winograd.h", "tiles.h")
+_SOURCES = [Path(__file__).with_name(name) for name in _FILES]
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
 

@@ -4,6 +4,7 @@
 // read from the cache then; bias and relu of the output are applied in registers. Every sum has a
 // fixed order, whatever the number of threads, so results are reproducible to the bit.
 
+#include "depthwise.h"
 #include "direct.h"
 #include "winograd.h"
 
@@ -81,6 +82,28 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Table scale,
   return ffi::Error::Success();
 }
 
+// Depthwise, in whole vectors of channels; the kernel is (k, k, 1, c).
+ffi::Error Depthwise(ffi::ThreadPool pool, Tensor x, Tensor kernel, Result y, Size stride, Size top,
+                     Size left) {
+  const Geometry g = geometry(x, *y, kernel.dimensions()[0], stride, top, left);
+  depthwise(pool, g, x.typed_data(), kernel.typed_data(), y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error DepthwiseInputGradient(ffi::ThreadPool pool, Tensor y, Tensor kernel, Result x,
+                                  Size stride, Size top, Size left) {
+  const Geometry g = geometry(*x, y, kernel.dimensions()[0], stride, top, left);
+  depthwise_input_gradient(pool, g, y.typed_data(), kernel.typed_data(), x->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error DepthwiseKernelGradient(ffi::ThreadPool pool, Tensor x, Tensor y, Result kernel,
+                                   Size stride, Size top, Size left) {
+  const Geometry g = geometry(x, y, kernel->dimensions()[0], stride, top, left);
+  depthwise_kernel_gradient(pool, g, x.typed_data(), y.typed_data(), kernel->typed_data());
+  return ffi::Error::Success();
+}
+
 auto operands() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>(); }
 
 template <class Binding>
@@ -97,5 +120,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_input_gradient, InputGradient, window(operands()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(conv2d_kernel_gradient, KernelGradient,
                               window(operands().Arg<Table>().Arg<Table>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise2d, Depthwise, window(operands()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise2d_input_gradient, DepthwiseInputGradient,
+                              window(operands()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise2d_kernel_gradient, DepthwiseKernelGradient,
+                              window(operands()));
 
 }  // namespace eqxunet
