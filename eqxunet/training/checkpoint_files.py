@@ -85,7 +85,7 @@ def read_note(path: Path) -> Note:
 def _metrics_of_schema_1(path: Path) -> dict[str, float]:
     if not (path / "metrics").exists():
         return {}
-    metrics: Any = ocp.load_checkpointables(_absolute(path), {"metrics": None})["metrics"]
+    metrics = json.loads((path / "metrics" / "metrics").read_bytes())
     return {name: float(value) for name, value in metrics.items() if name != "step"}
 
 
