@@ -112,14 +112,13 @@ def test_only_damaged_ones_is_an_error(tmp_path):
 
 def rewrite(directory, step, change, *, is_sealed=False):
     """Changes the note of a step, with or without the digest that belongs to it."""
-    path = directory / str(step) / "_CHECKPOINT_METADATA"
-    kept = json.loads(path.read_text())
-    note = kept["custom_metadata"]
+    path = directory / str(step) / "note.json"
+    note = json.loads(path.read_text())
     change(note)
     if is_sealed:
         del note["sha256"]
         note["sha256"] = checkpoint_files._seal(note)
-    path.write_text(json.dumps(kept))
+    path.write_text(json.dumps(note))
 
 
 def files_of(directory):
@@ -175,10 +174,9 @@ def test_another_type_than_was_saved_is_damage(tmp_path, kind):
     mine = {"a": np.arange(4, dtype=np.float32)}
     with Writer(tmp_path) as checkpoints:
         checkpoints.save(1, mine)
-    note = ocp.metadata(str(tmp_path / "1")).custom_metadata
-    ocp.save(
-        str(tmp_path / "1"), {"a": mine["a"].astype(kind)}, custom_metadata=note, overwrite=True
-    )
+    note = (tmp_path / "1" / "note.json").read_text()
+    ocp.save(str(tmp_path / "1"), {"a": mine["a"].astype(kind)}, overwrite=True)
+    (tmp_path / "1" / "note.json").write_text(note)
     with pytest.raises(IntegrityError, match="not what was saved: a"):
         restore(tmp_path)
 

@@ -25,6 +25,9 @@ SCHEMA = 2
 no flipped bit: so every later schema keeps both."""
 
 
+_NOTE = "note.json"  # within a checkpoint
+
+
 class Damaged(Exception):
     """A checkpoint is not what was saved."""
 
@@ -53,8 +56,11 @@ def write(
     unfinished = path.with_name(f".{path.name}.partial")
     # Otherwise Orbax's threads wait 20 minutes for a folder that cannot be made.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    # From which readers of the first schema know that it is newer.
+    first: dict[str, Any] = {"schema": SCHEMA, "sha256": {}}
     with _quiet(), ocp.Context(async_options=options):
-        ocp.save(_absolute(unfinished), dict(arrays), custom_metadata=note)
+        ocp.save(_absolute(unfinished), dict(arrays), custom_metadata=first)
+    (unfinished / _NOTE).write_text(json.dumps(note))
     _sync(unfinished)
     if os.path.lexists(path):  # damaged, or of a training that went on elsewhere
         remove(path)
@@ -68,12 +74,10 @@ def read_note(path: Path) -> Note:
     Raises Damaged, and IntegrityError where a newer eqxunet wrote it.
     """
     with _reading(path):
-        kept: Any = ocp.metadata(_absolute(path)).custom_metadata
-        note: dict[str, Any] = dict(kept)
-        seal = note.pop("sha256")
-        if note == {"schema": 1}:  # its digests are of the arrays alone
-            return Note(_metrics_of_schema_1(path), {}, dict(seal))
-        if seal != _seal(note):
+        if not (path / _NOTE).exists():
+            return _read_schema_1(path)
+        note = json.loads((path / _NOTE).read_bytes())
+        if note.pop("sha256") != _seal(note):
             raise ValueError("it notes something else than was saved")
         if note["schema"] > SCHEMA:
             raise IntegrityError(f"{path}: is of a newer eqxunet: upgrade eqxunet to read it")
@@ -82,11 +86,16 @@ def read_note(path: Path) -> Note:
         return Note(note["metrics"], note["about"], note["arrays"])
 
 
-def _metrics_of_schema_1(path: Path) -> dict[str, float]:
-    if not (path / "metrics").exists():
-        return {}
-    metrics = json.loads((path / "metrics" / "metrics").read_bytes())
-    return {name: float(value) for name, value in metrics.items() if name != "step"}
+def _read_schema_1(path: Path) -> Note:
+    """Its digests are of the arrays alone."""
+    kept: Any = ocp.metadata(_absolute(path)).custom_metadata
+    if kept["schema"] != 1:
+        raise ValueError(f"no {_NOTE}")
+    metrics = {}
+    if (path / "metrics").exists():
+        metrics = json.loads((path / "metrics" / "metrics").read_bytes())
+    values = {name: float(value) for name, value in metrics.items() if name != "step"}
+    return Note(values, {}, dict(kept["sha256"]))
 
 
 def read_arrays(path: Path, digests: Mapping[str, str]) -> dict[str, Shaped[np.ndarray, "..."]]:

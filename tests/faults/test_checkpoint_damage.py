@@ -4,6 +4,8 @@
 """
 
 import collections
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -122,6 +124,53 @@ def test_a_mutation_of_any_file_costs_that_step_at_most(tmp_path):
     outcomes = sweep(tmp_path / "checkpoints", SAMPLE)
     assert [o for o in outcomes if o[2] not in ("read equal", "fell back")] == []
     assert sum(o[2] == "fell back" for o in outcomes) > SAMPLE / 3
+
+
+FILLING = """
+import contextlib, os, resource, sys
+from pathlib import Path
+import numpy as np
+from eqxunet.errors import UnavailableError
+from test_checkpoint_damage import BEST, Writer, arrays, is_step, restore, write
+
+folder, large = Path(sys.argv[1]), np.frombuffer(os.urandom(50_000), np.uint8)
+write(folder / "checkpoints", [1, 2])
+filler = folder / "filler"
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+with Writer(folder / "checkpoints") as checkpoints:
+    for step, room in enumerate([100, 2000, 20_000], 3):
+        if sys.argv[2] == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        else:
+            filler.write_bytes(bytes(os.statvfs(folder).f_bavail * 4096 - room // 4096 * 4096))
+        checkpoints.save(step, {"large": large, **arrays(step)})
+        with contextlib.suppress(UnavailableError):
+            checkpoints.wait()
+            raise AssertionError("saved")
+        restored = restore(folder / "checkpoints")
+        assert is_step(restored, 2) and not restored.damaged
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        filler.unlink(missing_ok=True)
+write(folder / "checkpoints", [6])
+assert {path.name for path in (folder / "checkpoints").iterdir()} == {"1", "2", "6"}
+assert is_step(restore(folder / "checkpoints"), 6)
+"""
+
+
+@pytest.mark.parametrize("kind", ["limit", "full"])
+def test_a_full_disk_costs_what_does_not_fit_and_says_nothing_but_its_error(tmp_path, kind):
+    """`full` is a small file system of its own, `limit` one on the size of a file."""
+    command = [sys.executable, "-c", FILLING, str(tmp_path), kind]
+    if kind == "full":
+        mount = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
+        command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, tmp_path, *command]
+        if subprocess.run([*command[:-5], "true"], capture_output=True).returncode:
+            pytest.skip("this machine lets nobody mount a file system")
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 if __name__ == "__main__":
