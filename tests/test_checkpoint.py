@@ -375,3 +375,42 @@ def test_a_save_that_failed_does_not_hide_what_ended_the_training(tmp_path):
             checkpoints.save(1, arrays(1))
             concurrent.futures.wait([checkpoints._pending])
         raise KeyboardInterrupt
+
+
+def test_a_disk_that_loses_what_is_written_is_told_of(tmp_path, monkeypatch):
+    def lose(_):
+        raise OSError(5, "lost")
+
+    write(tmp_path, {1: 0.1})
+    with Writer(tmp_path) as checkpoints:
+        with monkeypatch.context() as failing:
+            failing.setattr(os, "fsync", lose)
+            checkpoints.save(2, arrays(2))
+            with pytest.raises(UnavailableError, match="cannot be written .*lost"):
+                checkpoints.wait()
+        assert {path.name for path in tmp_path.iterdir()} == {"1"}
+        checkpoints.save(3, arrays(3))
+    assert restore(tmp_path).step == 3
+
+
+def test_a_directory_that_is_gone_is_told_of_at_once(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Writer(folder) as checkpoints:
+        folder.rmdir()
+        folder.write_text("a file")
+        checkpoints.save(1, arrays(1))
+        with pytest.raises(UnavailableError, match="cannot be written"):
+            checkpoints._pending.result(timeout=30)
+        checkpoints._pending = None
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    write(tmp_path, {1: 0.1})
+    monkeypatch.setattr(checkpoint_files, "_digest", fail)
+    with pytest.raises(MemoryError):
+        restore(tmp_path)
+    with pytest.raises(MemoryError), Writer(tmp_path) as checkpoints:
+        checkpoints.save(2, arrays(2))
