@@ -161,6 +161,13 @@ def test_a_step_that_was_renamed_is_damaged(tmp_path):
     assert restored.step == 1 and "it is step 2" in restored.damaged[0]
 
 
+def test_a_step_without_its_note_is_damaged(tmp_path):
+    write(tmp_path, {1: 0.1, 2: 0.2})
+    (tmp_path / "2" / "note.json").unlink()
+    restored = restore(tmp_path)
+    assert restored.step == 1 and "step 2 cannot be read: no note.json" in restored.damaged[0]
+
+
 def test_only_what_is_after_the_latest_was_passed_over(tmp_path):
     write(tmp_path, {1: 0.1, 2: 0.2})
     rewrite(tmp_path, 1, lambda note: note.clear())
