@@ -59,7 +59,7 @@ def write(
     # From which readers of the first schema know that it is newer.
     first: dict[str, Any] = {"schema": SCHEMA, "sha256": {}}
     with _quiet(), ocp.Context(async_options=options):
-        ocp.save(_absolute(unfinished), dict(arrays), custom_metadata=first)
+        ocp.save(_absolute(unfinished), dict(arrays), custom_metadata=first, overwrite=True)
     (unfinished / _NOTE).write_text(json.dumps(note))
     _sync(unfinished)
     if os.path.lexists(path):  # damaged, or of a training that went on elsewhere
