@@ -1,9 +1,8 @@
-"""Checkpoints: named arrays in Orbax, with a digest of each, since Orbax reads a flipped bit back
-without a word."""
+"""Checkpoints of a training: written off the step's path, of which the latest and the best stay."""
 
 import contextlib
-import hashlib
-import time
+import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,18 +11,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Shaped
-from orbax.checkpoint import v1 as ocp
 
 from ..errors import IntegrityError, UnavailableError
+from . import checkpoint_files as files
 
-SCHEMA = 1
 BEST = "val/iou"
 """The metric by which the best checkpoint is chosen; higher is better."""
 
-_STEP = "step"  # kept beside the metrics
-_policies = ocp.training.preservation_policies
+_LATEST = 3  # that are kept, beside the best
 _RELISTS = 20  # how often a reader starts over because the writer removed what it was reading
-_REMOVAL_SECONDS = 1.0  # that the removal of a checkpoint may take
 
 
 class Restored(NamedTuple):
@@ -32,24 +28,32 @@ class Restored(NamedTuple):
     step: int
     arrays: dict[str, Shaped[np.ndarray, "..."]]
     metrics: dict[str, float]
+    about: dict[str, Any]
     damaged: list[str]
 
 
 class Writer:
     """Saves checkpoints into a directory, of which it keeps the latest three and the best one.
 
-    There must be one at a time: it removes what an earlier writer left unfinished. It is a
-    context manager, which on leaving waits until everything is written; without it the last save
-    may be lost.
+    There must be one at a time: it removes what an earlier writer left unfinished, and with each
+    step that it saves those after it, which a reader passed over. It is a context manager, which on
+    leaving waits until everything is written; without it the last save may be lost.
+
+    Raises IntegrityError where a newer eqxunet has saved, and UnavailableError where nothing can be
+    written.
     """
 
     def __init__(self, directory: Path):
         self._directory = directory
-        # It alone hashes and writes, and has the Checkpointer, which is for one thread.
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._scores = _verified_scores(directory)
+            self._clean()
+        except OSError as error:
+            raise self._unwritten(error) from error
+        # It alone hashes, writes and removes.
         self._thread = ThreadPoolExecutor(1, "checkpoints")
-        self._checkpointer: ocp.training.Checkpointer | None = None
         self._pending: Future[None] | None = None
-        self._thread.submit(self._open).result()
 
     def __enter__(self) -> "Writer":
         return self
@@ -61,7 +65,6 @@ class Writer:
             if kind is None:  # otherwise what is under way says more
                 raise
         finally:
-            self._thread.submit(self._close)
             self._thread.shutdown()
 
     def save(
@@ -69,96 +72,86 @@ class Writer:
         step: int,
         arrays: Mapping[str, Shaped[Array | np.ndarray, "..."]],
         metrics: Mapping[str, float] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Saves named arrays; the writing goes on in the background, atomically.
+        """Saves named arrays and what belongs to them, all of it or nothing.
+
+        The writing goes on in the background. What is then among the checkpoints is on the disk.
 
         Raises UnavailableError where the save before failed.
 
         Arguments:
 
-        - `metrics`: of this step; checkpoints without any are never the best.
+        - `metrics`: of this step; checkpoints without `BEST` are never the best.
+        - `about`: whatever else is to be read with the arrays, as JSON has it.
         """
         # Copies, since the next step overwrites the donated originals while these are written.
         copies = {name: np.array(array) for name, array in jax.device_get(dict(arrays)).items()}
-        self.wait()
-        self._pending = self._thread.submit(self._write, step, copies, metrics)
-
-    def _write(
-        self, step: int, arrays: dict[str, np.ndarray], metrics: Mapping[str, float] | None
-    ) -> None:
-        digests = {name: _digest(array) for name, array in arrays.items()}
-        about: dict[str, Any] = {"schema": SCHEMA, "sha256": digests}
-        with_step: dict[str, Any] | None = {**metrics, _STEP: step} if metrics else None
-        checkpointer = self._checkpointer or self._open()
-        try:
-            checkpointer.save(
-                step,
-                arrays,
-                force=True,  # whatever Orbax's own policy for saving
-                overwrite=True,
-                metrics=with_step,
-                custom_metadata=about,
-            )
-        except Exception:
-            # Orbax would raise this again at whatever is asked of it next.
-            with contextlib.suppress(OSError, ValueError):
-                self._close()
-            raise
-
-    def _open(self) -> ocp.training.Checkpointer:
-        keep = [
-            _policies.LatestN(3),
-            _policies.BestN(
-                # Of equals the first; Orbax only compares what this returns. Saves of earlier
-                # versions have no step among their metrics.
-                get_metric_fn=lambda metrics: (metrics[BEST], -metrics.get(_STEP, 0)),  # pyright: ignore[reportArgumentType]
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self._directory.absolute()),
-            # Orbax declares the protocol with a stricter signature than its own policies have.
-            preservation_policy=_policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
+        values = json.loads(
+            json.dumps({"metrics": dict(metrics or {}), "about": dict(about or {})})
         )
-        return self._checkpointer
+        self.wait()
+        self._pending = self._thread.submit(self._write, step, copies, values)
 
-    def _close(self) -> None:
-        checkpointer, self._checkpointer = self._checkpointer, None
-        if checkpointer is not None:
-            checkpointer.close()
+    def _write(self, step: int, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        try:
+            files.write(self._directory / str(step), step, arrays, values)
+            self._prune(step, values["metrics"].get(BEST))
+        except MemoryError:
+            raise
+        # TensorStore raises ValueError on a full disk, and Orbax whatever it likes.
+        except Exception as error:
+            with contextlib.suppress(OSError):  # the next writer cleans it
+                self._clean()
+            raise self._unwritten(error) from error
+
+    def _prune(self, step: int, score: float | None) -> None:
+        """Removes all but the latest and the best up to a step that was saved."""
+        scores = {s: value for s, value in self._scores.items() if s < step} | {step: score}
+        kept = {*sorted(scores)[-_LATEST:], *_ranked(scores)[:1]}
+        self._scores = {s: scores[s] for s in kept}
+        for s in _steps(self._directory).keys() - kept:
+            files.remove(self._directory / str(s))
+
+    def _clean(self) -> None:
+        for path in self._directory.iterdir():
+            if files.is_unfinished(path):
+                files.delete(path)
+
+    def _unwritten(self, error: Exception) -> UnavailableError:
+        return UnavailableError(
+            f"{self._directory}: the checkpoint cannot be written ({files.brief(error)}); free "
+            "space, or name another --run"
+        )
 
     def wait(self) -> None:
-        """Waits until the last save is written; raises UnavailableError where that failed."""
+        """Waits until the last save is on the disk; raises UnavailableError where that failed."""
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        try:
+        if pending is not None:
             pending.result()
-        except (OSError, ValueError) as error:  # TensorStore raises ValueError on a full disk
-            raise UnavailableError(
-                f"{self._directory}: the checkpoint cannot be written ({error}); free "
-                "space, or name another --run"
-            ) from error
 
 
 def restore(directory: Path, which: Literal["latest", "best"] = "latest") -> Restored | None:
     """Reads and verifies the latest or the best checkpoint, or None where there is none.
 
-    The best is chosen among those that were saved with metrics. A damaged one is passed over for
-    the next latest or next best. Changes nothing in the directory, in which a `Writer` may be at
-    work.
+    The best is chosen among those that were saved with `BEST`; of equals it is the first. A damaged
+    one is passed over for the next latest or next best. Changes nothing in the directory, in which
+    a `Writer` may be at work.
 
-    Raises IntegrityError where all are damaged, or where a newer eqxunet wrote them.
+    Raises IntegrityError where all are damaged, or where a newer eqxunet wrote any of them, and
+    UnavailableError where the directory cannot be read.
     """
-    if not directory.is_dir():
-        return None
     for _ in range(_RELISTS):
         try:
             return _restore(directory, which)
         except _RemovedMeanwhile:
             continue
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UnavailableError(
+                f"{directory}: cannot be read ({error.strerror}); mend that, or name another run"
+            ) from error
     raise IntegrityError(f"{directory}: its checkpoints are removed faster than they are read")
 
 
@@ -167,64 +160,60 @@ class _RemovedMeanwhile(Exception):
 
 
 def _restore(directory: Path, which: Literal["latest", "best"]) -> Restored | None:
-    try:
-        checkpointer = ocp.training.Checkpointer(str(directory.absolute()))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _RemovedMeanwhile from error
-    with checkpointer:
-        try:
-            found: list[Any] = sorted(checkpointer.checkpoints, key=lambda c: c.step, reverse=True)
-        except (FileNotFoundError, NotADirectoryError) as error:
+    steps = _steps(directory)
+    notes: dict[int, files.Note] = {}
+    damaged: dict[int, str] = {}
+
+    def pass_over(step: int, error: files.Damaged) -> None:
+        if _steps(directory).get(step) != steps[step]:
             raise _RemovedMeanwhile from error
-        if which == "best":
-            scored = [checkpoint for checkpoint in found if checkpoint.metrics]
-            found = sorted(scored, key=lambda c: (-c.metrics[BEST], c.step))
-        damaged = []
-        for checkpoint in found:
-            try:
-                arrays = _load(checkpointer, checkpoint.step)
-            except IntegrityError as error:
-                if _is_removed(directory / str(checkpoint.step)):
-                    raise _RemovedMeanwhile from error
-                damaged.append(str(error))
-            else:
-                metrics = dict(checkpoint.metrics or {})
-                metrics.pop(_STEP, None)
-                return Restored(checkpoint.step, arrays, metrics, damaged)
+        damaged[step] = str(error)
+
+    for step in steps:
+        try:
+            notes[step] = files.read_note(directory / str(step))
+        except files.Damaged as error:
+            pass_over(step, error)
+    if which == "best":
+        order = _ranked({step: note.metrics.get(BEST) for step, note in notes.items()})
+    else:
+        order = sorted(notes, reverse=True)
+    for step in order:
+        try:
+            arrays = files.read_arrays(directory / str(step), notes[step].digests)
+        except files.Damaged as error:
+            pass_over(step, error)
+        else:
+            # One whose metrics are damaged may have been the best.
+            told = [text for s, text in sorted(damaged.items()) if which == "best" or s > step]
+            return Restored(step, arrays, notes[step].metrics, notes[step].about, told)
     if damaged:
-        raise IntegrityError(f"{directory}: every checkpoint is damaged ({'; '.join(damaged)})")
+        told = [text for _, text in sorted(damaged.items())]
+        raise IntegrityError(f"{directory}: every checkpoint is damaged ({'; '.join(told)})")
     return None
 
 
-def _is_removed(path: Path) -> bool:
-    """Whether a folder is no longer there, or not for long."""
-    patience = time.monotonic() + _REMOVAL_SECONDS
-    while path.exists():
-        if time.monotonic() > patience:
-            return False
-        time.sleep(0.02)
-    return True
+def _verified_scores(directory: Path) -> dict[int, float | None]:
+    """By which the best is chosen, of every step whose note is intact."""
+    scores = {}
+    for step in _steps(directory):
+        with contextlib.suppress(files.Damaged):
+            scores[step] = files.read_note(directory / str(step)).metrics.get(BEST)
+    return scores
 
 
-def _load(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, np.ndarray]:
-    try:
-        metadata = checkpointer.metadata(step)
-        described = metadata.metadata
-        note: Any = metadata.custom_metadata
-        schema, digests = note["schema"], note["sha256"]
-        template = {name: np.empty(array.shape, array.dtype) for name, array in described.items()}
-        arrays = checkpointer.load(step, template)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"step {step} cannot be read: {error}") from error
-    if schema > SCHEMA:
-        raise IntegrityError(f"step {step} is of a newer eqxunet: upgrade eqxunet to read it")
-    wrong = [name for name in digests if _digest(arrays[name]) != digests[name]]
-    if wrong:
-        raise IntegrityError(f"step {step} has other bytes than were saved in {', '.join(wrong)}")
-    return arrays
+def _ranked(scores: Mapping[int, float | None]) -> list[int]:
+    """The steps that have a score, the best first; of equals the first."""
+    found = [(-score, step) for step, score in scores.items() if score is not None]
+    return [step for _, step in sorted(found)]
 
 
-def _digest(array: Shaped[np.ndarray, "..."]) -> str:
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+def _steps(directory: Path) -> dict[int, int]:
+    """The inode of each step's folder, which tells whether another took its place."""
+    with os.scandir(directory) as entries:
+        found = {entry.name: entry.inode() for entry in entries}
+    return {
+        int(name): inode
+        for name, inode in found.items()
+        if name.isascii() and name.isdigit() and str(int(name)) == name
+    }
