@@ -29,7 +29,7 @@ def test_oxford_layout_splits_by_its_lists(tmp_path):
     assert splits["test"] == ("t2", "t1")
 
 
-def test_an_example_holds_the_files_bytes(tmp_path):
+def test_an_example_is_of_its_files(tmp_path):
     root = write_oxford(tmp_path, ["a", "b"], ["c"])
     example = open_folder(root, "test")[0]
     assert (example.name, example.kind) == ("c", "trimap")
@@ -374,7 +374,7 @@ def test_a_vanished_file_is_named(tmp_path):
     source = open_folder(root, "train")
     (root / "masks" / "a.png").unlink()
     with pytest.raises(InputError, match=r"masks/a\.png: cannot be read \(No such file"):
-        source[0]
+        decode(source[0])
 
 
 @pytest.mark.parametrize("data", ["nowhere", "synthetics"])
@@ -415,7 +415,7 @@ def test_the_real_images():
     trainval = sorted(sources["val"].names + sources["train"].names)
     assert sources["val"].names == tuple(trainval[::10])
     png = sources["test"][sources["test"].names.index("Abyssinian_5")]
-    assert png.image.startswith(b"\x89PNG") and png.files[0].endswith("Abyssinian_5.jpg")
+    assert png.image.read_bytes().startswith(b"\x89PNG") and png.files[0].endswith("Abyssinian_5.jpg")
     image, trimap, _ = decode(png)
     assert image.shape == (150, 200, 3) and trimap.shape == (150, 200)
     assert set(np.unique(trimap)) == {1, 2, 3}
