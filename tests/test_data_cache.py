@@ -107,11 +107,18 @@ def test_changed_code_or_libraries_make_another_cache(monkeypatch):
 
 def test_the_key_covers_all_code_that_makes_pixels():
     folder = Path(cache.__file__).parent
-    no_pixels = {"budget.py", "classes.py", "complaints.py", "mask_checks.py", "source.py", "split.py"}
+    no_pixels = {
+        "budget.py",
+        "classes.py",
+        "complaints.py",
+        "mask_checks.py",
+        "source.py",
+        "split.py",
+    }
     for name in cache._CODE:
         for node in ast.walk(ast.parse((folder / name).read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
-                assert f"{node.module}.py" in {*cache._CODE, *no_pixels}
+                assert node.module in no_pixels or f"{node.module}.py" in cache._CODE
 
 
 def flipped(folder: Path) -> None:

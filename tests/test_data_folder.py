@@ -415,7 +415,9 @@ def test_the_real_images():
     trainval = sorted(sources["val"].names + sources["train"].names)
     assert sources["val"].names == tuple(trainval[::10])
     png = sources["test"][sources["test"].names.index("Abyssinian_5")]
-    assert png.image.read_bytes().startswith(b"\x89PNG") and png.files[0].endswith("Abyssinian_5.jpg")
+    assert png.image.read_bytes().startswith(b"\x89PNG") and png.files[0].endswith(
+        "Abyssinian_5.jpg"
+    )
     image, trimap, _ = decode(png)
     assert image.shape == (150, 200, 3) and trimap.shape == (150, 200)
     assert set(np.unique(trimap)) == {1, 2, 3}
