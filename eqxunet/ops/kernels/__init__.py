@@ -28,6 +28,7 @@ KERNELS = ("conv2d", "conv2d_input_gradient", "conv2d_kernel_gradient")
 
 _SOURCES = [Path(__file__).with_name(f) for f in ("conv.cc", "direct.h", "winograd.h", "tiles.h")]
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _PATIENCE = 120  # seconds for the compiler, which takes about ten
 
 
@@ -74,6 +75,8 @@ def _compiled() -> Iterator[Path]:
     name = f"conv-{key.hexdigest()[:16]}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxunet" / "kernels"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if cache.stat().st_uid == os.geteuid():
+        cache.chmod(stat.S_IMODE(cache.stat().st_mode) & ~_OTHERS)
     if _is_private(cache):
         yield _kept(cache, name) or _made(cache, name, compiler)
         return
@@ -89,7 +92,7 @@ def _compiled() -> Iterator[Path]:
 def _is_private(path: Path) -> bool:
     """Whether it is this user's or the system's, and no other user can write to it."""
     status = path.stat()
-    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & _OTHERS
 
 
 def _kept(cache: Path, name: str) -> Path | None:
