@@ -154,6 +154,9 @@ def _fetch_and_build(
         except UnavailableError as error:
             raise UnavailableError(f"{error}\n{_ways_out(published)}") from error
     folder = archives or downloads
+    if archives is None:
+        for archive in published:  # one that was there already may be anything
+            _verify(folder / archive.name, archive)
     build(
         data_dir,
         images=folder / images.name,
