@@ -1,9 +1,12 @@
 """Files that are whole or not there, whatever ends the process or fills the disk."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,6 +50,19 @@ def replace_text(path: Path, text: str) -> None:
 def is_partial(path: Path) -> bool:
     """Whether a file is what a killed process left of `replacing`."""
     return path.name.startswith(".") and path.suffix == ".partial"
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Opens a file to be read. A pipe, a socket or a device, which may have no end, is refused.
+
+    Raises OSError where it is one of these, or cannot be opened.
+    """
+    # Opening a pipe would wait for who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+    return open(descriptor, "rb")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,6 +1,8 @@
 import ast
 import errno
 import json
+import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from pictures import PETS, encoded, labels, needs_pets, noise, write_pair, write
 from eqxunet.data import cache, decoding
 from eqxunet.data.cache import decode_all, load_split
 from eqxunet.data.classes import Classes
+from eqxunet.data.entries import list_entries
 from eqxunet.data.example import Example
 from eqxunet.errors import InputError, UnavailableError
 
@@ -107,11 +110,11 @@ def test_changed_code_or_libraries_make_another_cache(monkeypatch):
 
 def test_the_key_covers_all_code_that_makes_pixels():
     folder = Path(cache.__file__).parent
-    no_pixels = {"classes.py", "complaints.py", "mask_checks.py", "source.py", "split.py"}
+    no_pixels = {"budget", "classes", "complaints", "mask_checks", "source", "split"}
     for name in cache._CODE:
         for node in ast.walk(ast.parse((folder / name).read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
-                assert f"{node.module}.py" in {*cache._CODE, *no_pixels}
+                assert node.module in no_pixels or f"{node.module}.py" in cache._CODE
 
 
 def flipped(folder: Path) -> None:
@@ -146,18 +149,115 @@ def not_an_object(folder: Path) -> None:
     (folder / "index.json").write_text("[]")
 
 
+def nested(folder: Path) -> None:
+    (folder / "index.json").write_text("[" * 100_000)
+
+
+def too_long(folder: Path) -> None:
+    os.truncate(folder / "index.json", 1 << 33)  # which takes no room on a disk
+
+
+def a_pipe(folder: Path) -> None:
+    (folder / "index.json").unlink()
+    os.mkfifo(folder / "index.json")
+
+
+def another_mask(folder: Path) -> None:
+    content = (folder / "index.json").read_text()
+    assert '"count": 5' in content
+    (folder / "index.json").write_text(content.replace('"count": 5', '"count": 6'))
+
+
+def no_number(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {"masks": {"values": {"x": "y"}}}))
+
+
+def with_header(header: bytes):
+    def change(folder: Path) -> None:
+        content = (folder / "images.npy").read_bytes()
+        start = len(content) - 5 * 6 * 6 * 3
+        (folder / "images.npy").write_bytes(header[:start].ljust(start) + content[start:])
+
+    return change
+
+
+def npy(descr: str, shape: str, version: bytes = b"\1\0") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text.encode()
+
+
+HEADERS = [
+    npy("'|O'", "(5, 6, 6, 3)"),
+    npy("'|u1'", "(99999999999999999999, 6)"),
+    npy("'|u1'", "(-1, 6, 6, 3)"),
+    npy("'|u1'", "((((((((((((((((((((((((("),
+    npy("'|u1'", "(5, 6, 6, 3)", b"\2\0"),
+    npy("'|u1'", "(5, 18, 6)"),
+    npy("'<u2'", "(5, 6, 3, 3)"),
+    npy("'|u1", "(5, 6, 6, 3)"),
+    b"PK\3\4",
+    b"\x80\4.",
+]
+
+
 @pytest.mark.parametrize(
-    "damage", [flipped, shortened, emptied, without_index, garbled, too_few_names, not_an_object]
+    "damage",
+    [
+        *(flipped, shortened, emptied, without_index, garbled, too_few_names, not_an_object),
+        *(nested, too_long, a_pipe, another_mask, no_number),
+        *(pytest.param(with_header(header), id=f"header {i}") for i, header in enumerate(HEADERS)),
+    ],
 )
-def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage, is_mapped, monkeypatch):
+    if is_mapped:
+        monkeypatch.setattr(cache, "_SMALL", 0)
     before = decode_all(Counting(), size=6, cache_dir=tmp_path)
     images = before.images.copy()
     damage(only_cache(tmp_path))
+    assert len(list_entries(tmp_path)) == 1
     source = Counting()
     after = decode_all(source, size=6, cache_dir=tmp_path)
     assert source.asked
     np.testing.assert_array_equal(after.images, images)
     assert after.names == before.names
+
+
+def test_any_byte_of_a_cache_counts(tmp_path):
+    before = decode_all(Counting(), size=6, cache_dir=tmp_path)
+    images, rng = before.images.copy(), np.random.default_rng(0)
+    for number in range(60):
+        name = ("images.npy", "labels.npy", "index.json")[number % 3]
+        path = only_cache(tmp_path) / name
+        content = bytearray(path.read_bytes())
+        # The cache's own name for itself, which nothing else depends on, is checked as well.
+        content[rng.integers(min(len(content), 128 if number % 2 else len(content)))] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(content)
+        source = Counting()
+        after = decode_all(source, size=6, cache_dir=tmp_path)
+        assert source.asked, (name, number)
+        np.testing.assert_array_equal(after.images, images)
+
+
+def test_files_of_a_cache_are_written_once(tmp_path):
+    decode_all(Counting(), size=6, cache_dir=tmp_path)
+    files = [*only_cache(tmp_path).iterdir()]
+    assert len(files) == 3 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o444}
+
+
+def test_large_caches_are_mapped_and_small_ones_are_read(tmp_path, monkeypatch):
+    size = 5 * 6 * 6 * 4
+    monkeypatch.setattr(cache, "_SMALL", size)
+    read = decode_all(Counting(), size=6, cache_dir=tmp_path)
+    monkeypatch.setattr(cache, "_SMALL", size - 1)
+    mapped = decode_all(Counting(), size=6, cache_dir=tmp_path)
+    for name in ("images", "labels"):
+        first, second = getattr(read, name), getattr(mapped, name)
+        assert not first.flags.writeable and not second.flags.writeable
+        np.testing.assert_array_equal(first, second)
+        assert isinstance(second.base, np.memmap) and not isinstance(first.base, np.memmap)
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):

@@ -140,6 +140,13 @@ def test_names_are_lines(tmp_path):
         ("classes.csv", COLOURS + "sea,0,0,256\n", "line 5 is not a name"),
         ("classes.csv", COLOURS + "sea,128,0,0\n", "colours of several classes: #800000"),
         ("classes.csv", COLOURS + "sky,1,0,0\n", "more than once: sky"),
+        (
+            "classes.csv",
+            COLOURS + '"' + "x" * 200_000,
+            'line 5 is not a name .*: "x{199}\\.\\.\\.$',
+        ),
+        ("classes.csv", "x" * 200_000, "first line must be name,r,g,b, not 'x{200}'$"),
+        ("classes.csv", COLOURS + "sea,\x1b[2J,0,0", r"line 5 is not a name .*: sea,\\x1b\[2J,0,0"),
     ],
 )
 def test_files_of_classes_that_are_not_in_order(tmp_path, name, text, message):

@@ -1,15 +1,27 @@
+import io
+import os
+import socket
+import threading
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from pictures import PETS, encoded, header_of, labels, needs_pets, noise
 from PIL import Image
 
+from eqxunet.data import decoding, mask_files
+from eqxunet.data.budget import Budget
 from eqxunet.data.classes import Classes
+from eqxunet.data.complaints import FileError
 from eqxunet.data.decoding import (
+    FORMATS,
     MAX_PIXELS,
     decode,
     map_examples,
     read_image,
     read_mask,
+    read_resized,
     resize_image,
     resize_pair,
 )
@@ -150,6 +162,16 @@ def test_one_pixel():
 JPEG = encoded(noise(64, 64), "JPEG")
 
 
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def palette() -> Image.Image:
+    return Image.open(io.BytesIO(palette_image()))
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -166,17 +188,167 @@ def test_a_broken_file_is_named(data):
         read_image(data, "dir/cat.jpg")
 
 
-def test_flipped_bytes_raise_nothing_but_input_errors():
-    rng = np.random.default_rng(0)
-    for data in (JPEG, encoded(RGB), encoded(GREY, "GIF"), encoded(RGB, "TIFF")):
-        for _ in range(40):
-            damaged = bytearray(data)
-            for position in rng.integers(len(data), size=3):
-                damaged[position] = rng.integers(256)
+FILES = {
+    kind: [encoded(image, kind, exif=exif_of(6)) for image in images]
+    for kind, images in {
+        "PNG": [RGB, GREY, palette(), RGB.astype(np.uint16)[..., 0] * 200],
+        "JPEG": [noise(24, 24), noise(24, 24)[..., 0]],
+        "GIF": [palette()],
+        "BMP": [RGB, GREY],
+        "WEBP": [RGB],
+        "TIFF": [RGB, GREY, GREY.astype(np.float32)],
+        "PPM": [RGB, GREY],
+        "JPEG2000": [noise(24, 24)],
+        "AVIF": [noise(24, 24)],
+        "TGA": [RGB, GREY],
+    }.items()
+    if kind in FORMATS
+}
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Some bytes changed, most of them in the header; or cut off, or a piece said twice."""
+    result = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        end = min(len(result), 64 if rng.random() < 0.6 else len(result))
+        result[rng.integers(end)] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+    start, stop = sorted(rng.integers(len(result), size=2))
+    match rng.integers(6):
+        case 0:
+            del result[start:]
+        case 1:
+            del result[start:stop]
+        case 2:
+            result[start:start] = result[start:stop]
+    return bytes(result)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_damaged_files_raise_nothing_but_input_errors(kind):
+    rng = np.random.default_rng(len(kind))
+    refused = 0
+    for number in range(60):
+        data = damaged(FILES[kind][number % len(FILES[kind])], rng)
+        for read in (
+            lambda data: read_image(data, "x"),
+            lambda data: read_resized(data, "x", 4),
+            lambda data: read_mask(data, "x", "mask", Classes()),
+            lambda data: read_mask(data, "x", "classes", Classes()),
+            lambda data: read_mask(data, "x", "trimap", Classes()),
+        ):
             try:
-                read_image(bytes(damaged), "x")
-            except InputError:
+                read(data)
+            except FileError as error:
+                refused += 1
+                assert str(error).isprintable()
+    assert 60 < refused < 300
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_cut_off_anywhere_raise_nothing_but_input_errors(kind):
+    for data in FILES[kind]:
+        for end in range(0, len(data), max(1, len(data) // 40)):
+            try:
+                read_image(data[:end], "x")
+            except FileError:
                 pass
+
+
+def test_a_file_of_far_more_bytes_than_pixels_is_refused_unread(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(RGB))
+    os.truncate(path, 8 * MAX_PIXELS + 1)  # which takes no room on a disk
+    tracemalloc.start()
+    with pytest.raises(FileError, match=r"a\.png: 716 MB, more than 89 megapixels take; scale it"):
+        decode(Example(path, labels(5, 7), "x", files=(str(path), "")))
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_is_no_file_of_its_own_is_refused_and_awaited_by_nobody(tmp_path, kind, is_linked):
+    path = tmp_path / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    if is_linked:
+        (tmp_path / "b.png").symlink_to(path)
+        path = tmp_path / "b.png"
+    with pytest.raises(FileError, match="cannot be read"):
+        decode(Example(path, labels(5, 7), "x"))
+    with pytest.raises(FileError, match="mask of x: cannot be read"):
+        decode(Example(RGB, path, "x"))
+
+
+def test_large_jobs_wait_for_one_another_and_small_ones_do_not():
+    budget, running, most = Budget(10), [], []
+
+    def job(amount):
+        with budget.taking(amount):
+            running.append(amount)
+            most.append(sum(min(n, 10) for n in running))
+            time.sleep(0.002)
+            running.remove(amount)
+
+    threads = [threading.Thread(target=job, args=(n,)) for n in [6, 7, 1, 2, 99, 3, 10, 1] * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == 24 and max(most) <= 10
+    together = threading.Barrier(3)
+
+    def small():
+        with budget.taking(3):
+            together.wait(10)
+
+    threads = [threading.Thread(target=small) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not together.broken
+
+
+@pytest.mark.parametrize(("total", "at_once"), [(2 * 5 * 7, 1), (8 * 2 * 5 * 7, 4)])
+@pytest.mark.parametrize("is_path", [False, True])
+def test_few_pixels_are_decoded_at_a_time(monkeypatch, tmp_path, total, at_once, is_path):
+    monkeypatch.setattr(decoding, "pixel_budget", Budget(total))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    image, mask = encoded(RGB), encoded(labels(5, 7))
+    if is_path:
+        for name, data in (("i.png", image), ("m.png", mask)):
+            (tmp_path / name).write_bytes(data)
+        image, mask = tmp_path / "i.png", tmp_path / "m.png"
+
+    class Source:
+        identity, kind, classes, notes = "eight", "trimap", Classes(), ()
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return Example(image, mask, f"example {index}")
+
+    running, most = [], []
+    together = threading.Barrier(at_once)
+
+    def use(example):
+        running.append(example)
+        together.wait(10)  # passes where so many are there
+        most.append(len(running))
+        running.remove(example)
+        return decode(example).image.shape
+
+    assert list(map_examples(use, Source())) == [(5, 7, 3)] * 8
+    assert max(most) <= at_once
 
 
 def test_trimap_keeps_its_values():
@@ -259,6 +431,20 @@ def test_postscript_starts_no_other_program(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^x\.png: cannot be read as an image \(none of"):
         read_image(script, "x.png")
     assert not trace.exists()
+
+
+def test_values_of_a_mask_are_the_same_in_strips(monkeypatch):
+    for image in (
+        noise(40, 9),
+        np.concatenate([noise(40, 9) // 64, noise(40, 9)[..., :1] // 99], -1),
+    ):
+        mask = Image.fromarray(image)
+        whole = read_mask(encoded(mask), "x", "mask", Classes())
+        with monkeypatch.context() as context:
+            context.setattr(mask_files, "_STRIP", 20)
+            strips = read_mask(encoded(mask), "x", "mask", Classes())
+        np.testing.assert_array_equal(whole[0], strips[0])
+        assert [*whole[1].items()] == [*strips[1].items()]
 
 
 def test_a_lossy_mask_is_refused():

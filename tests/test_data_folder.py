@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_plain
 
+from eqxunet.data.cache import is_of, load_split
 from eqxunet.data.classes import Classes
 from eqxunet.data.decoding import decode
 from eqxunet.data.folder import open_folder, scan_folder
@@ -29,7 +30,7 @@ def test_oxford_layout_splits_by_its_lists(tmp_path):
     assert splits["test"] == ("t2", "t1")
 
 
-def test_an_example_holds_the_files_bytes(tmp_path):
+def test_an_example_is_of_its_files(tmp_path):
     root = write_oxford(tmp_path, ["a", "b"], ["c"])
     example = open_folder(root, "test")[0]
     assert (example.name, example.kind) == ("c", "trimap")
@@ -331,6 +332,87 @@ def test_what_is_wrong_is_listed_whatever_the_split(tmp_path, spoil):
             open_folder(root, split)
 
 
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "images/a", "a/../a", "a\0b", "~/a"])
+def test_names_in_a_list_are_no_paths(tmp_path, name):
+    root = write_plain(tmp_path / "data", ["a", "b", "c"])
+    in_train(root, name)
+    with pytest.raises(InputError, match="lists name images that are not there: "):
+        open_folder(root, "train")
+
+
+@pytest.mark.parametrize("name", ["train.txt", "classes.txt", "classes.csv"])
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_pipe_in_the_place_of_a_list_is_not_waited_for(tmp_path, name, is_linked):
+    root = write_plain(tmp_path / "data", ["a", "b", "c"])
+    os.mkfifo(root / ("pipe" if is_linked else name))
+    if is_linked:
+        (root / name).symlink_to("pipe")
+    with pytest.raises(InputError, match=rf"{name}: (cannot be read .*no regular|leads .*to no)"):
+        open_folder(root, "train", kind="classes")
+
+
+def test_a_list_is_read_up_to_a_size(tmp_path):
+    root = write_plain(tmp_path, ["a", "b", "c"])
+    in_train(root, "a")
+    os.truncate(root / "train.txt", 1 << 32)  # which takes no room on a disk
+    with pytest.raises(InputError, match=r"train.txt: over 64 MiB, and so no list"):
+        open_folder(root, "train")
+
+
+def test_long_lines_are_cut(tmp_path):
+    root = write_plain(tmp_path, ["a", "b", "c"])
+    in_train(root, *(f"{i:07}" * 1000 for i in range(1000)))
+    with pytest.raises(InputError) as caught:
+        open_folder(root, "train")
+    assert "0000000" in str(caught.value) and len(str(caught.value)) < 3000
+
+
+ODD = [b"caf\xe9", b"\xff\xfe", b"a\nb", b"\x1b[31mred", b"a$x^$b", "\u202egnp".encode()]
+
+
+def test_names_of_any_bytes_are_names(tmp_path):
+    stems = [os.fsdecode(name) for name in ODD]
+    root = write_plain(tmp_path / "data", stems)
+    sources = scan_folder(root)
+    assert set(sources["all"].names) == set(stems)
+    assert sorted(n for s in ("train", "val", "test") for n in sources[s].names) == sorted(stems)
+    first, second = (
+        load_split(str(root), "all", size=4, cache_dir=tmp_path / "cache") for _ in range(2)
+    )
+    assert first.names == second.names == sources["all"].names
+    assert first.identity == second.identity and is_of(first.identity, first.names)
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+
+
+def test_names_of_any_bytes_are_shown_on_one_line(tmp_path):
+    root = write_plain(tmp_path / "data", [os.fsdecode(name) for name in ODD])
+    for path in (root / "masks").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        load_split(str(root), "all", size=4, cache_dir=tmp_path / "cache")
+    _, line = str(caught.value).splitlines()
+    assert line.isprintable() and r"\x1b[31mred.png" in line and r"a\nb.png" in line
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    write_plain(root, ["good"])
+    with pytest.raises(InputError, match="no mask for") as caught:
+        open_folder(root, "all")
+    assert str(caught.value).isprintable() and r"caf\xe9" in str(caught.value)
+
+
+def test_stems_that_differ_in_capital_letters_are_two(tmp_path):
+    root = write_plain(tmp_path, ["a", "A", "b"])
+    if not (root / "images" / "A.png").samefile(root / "images" / "a.png"):
+        assert open_folder(root, "all").names == ("A", "a", "b")
+
+
+def test_stems_that_differ_in_their_unicode_form_are_one(tmp_path):
+    root = write_plain(tmp_path, [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")])
+    if len([*(root / "images").iterdir()]) == 2:
+        with pytest.raises(InputError, match="several files for one stem: é"):
+            open_folder(root, "all")
+
+
 def test_links_inside_the_folder_work(tmp_path):
     root = write_plain(tmp_path / "data", ["a", "b"])
     (root / "images" / "c.png").symlink_to("a.png")
@@ -374,7 +456,7 @@ def test_a_vanished_file_is_named(tmp_path):
     source = open_folder(root, "train")
     (root / "masks" / "a.png").unlink()
     with pytest.raises(InputError, match=r"masks/a\.png: cannot be read \(No such file"):
-        source[0]
+        decode(source[0])
 
 
 @pytest.mark.parametrize("data", ["nowhere", "synthetics"])
@@ -415,7 +497,9 @@ def test_the_real_images():
     trainval = sorted(sources["val"].names + sources["train"].names)
     assert sources["val"].names == tuple(trainval[::10])
     png = sources["test"][sources["test"].names.index("Abyssinian_5")]
-    assert png.image.startswith(b"\x89PNG") and png.files[0].endswith("Abyssinian_5.jpg")
+    assert png.image.read_bytes().startswith(b"\x89PNG") and png.files[0].endswith(
+        "Abyssinian_5.jpg"
+    )
     image, trimap, _ = decode(png)
     assert image.shape == (150, 200, 3) and trimap.shape == (150, 200)
     assert set(np.unique(trimap)) == {1, 2, 3}

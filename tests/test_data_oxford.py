@@ -245,6 +245,12 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return member
 
 
+def sparse() -> tarfile.TarInfo:
+    member = special("images/zeros.jpg", tarfile.GNUTYPE_SPARSE)
+    member.size = 0
+    return member
+
+
 def big(size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo("images/zeros.jpg")
     member.size = size
@@ -262,6 +268,7 @@ def big(size: int) -> tarfile.TarInfo:
         (special("images/pug_8.jpg", tarfile.CHRTYPE), "device"),
         (special("images/pug_8.jpg", tarfile.FIFOTYPE), "device"),
         (big(1 << 22), "more than"),
+        (sparse(), "holes"),
     ],
 )
 def test_a_poisoned_archive_is_refused(monkeypatch, tmp_path, member, told):
@@ -338,6 +345,19 @@ def test_a_download_that_differs_is_refused(monkeypatch, tmp_path, archives):
         with pytest.raises(IntegrityError, match="images.tar.gz"):
             prepare(tmp_path / "data")
     assert not (tmp_path / "data" / "oxford_iiit_pet").exists()
+
+
+def test_an_archive_that_lies_where_downloads_do_is_not_trusted(monkeypatch, tmp_path, archives):
+    publish(monkeypatch, archives)
+    downloads = tmp_path / "downloads" / "oxford_iiit_pet"
+    downloads.mkdir(parents=True)
+    for name in FILES:
+        (downloads / name).write_bytes((archives / name).read_bytes())
+    with (downloads / FILES[0]).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(IntegrityError, match=f"{FILES[0]}: .* bytes instead of"):
+        prepare(tmp_path)
+    assert not (tmp_path / "oxford_iiit_pet").exists()
 
 
 def test_offline_the_ways_out_are_told(monkeypatch, tmp_path, archives):

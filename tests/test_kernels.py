@@ -1,10 +1,15 @@
 """Compiling the native kernels, and what happens where that cannot be done."""
 
 import os
+import stat
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+
+from eqxunet.ops import kernels
 
 CHECK = "from eqxunet.ops.kernels import is_native; print(is_native())"
 
@@ -20,6 +25,16 @@ def run(tmp_path, **environment):
     )
 
 
+COMPILES = 'for out; do :; done; echo "no library" > "$out"'
+OTHER = 65534  # nobody's number
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
 def test_compiled_once_and_kept(tmp_path):
     times = []
     for _ in range(2):
@@ -30,11 +45,97 @@ def test_compiled_once_and_kept(tmp_path):
 
 
 def test_a_library_that_does_not_load_is_said(tmp_path):
-    run(tmp_path)
-    (library,) = (tmp_path / "eqxunet" / "kernels").iterdir()
-    library.write_bytes(b"not a library")
-    done = run(tmp_path)
+    compiler = script(tmp_path / "compiler", COMPILES)
+    done = run(tmp_path, CXX=str(compiler))
     assert done.stdout.strip() == "False" and "without native kernels" in done.stderr
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """A compiler of text, which says how often it was called."""
+    calls = tmp_path / "calls"
+    calls.write_text("")
+    monkeypatch.setenv("CXX", str(script(tmp_path / "c++", f"echo >> {calls}\n{COMPILES}")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return lambda: len(calls.read_text())
+
+
+def cut_off(library):
+    os.truncate(library, 3)
+
+
+def change(library):
+    library.write_bytes(b"x" + library.read_bytes()[1:])
+
+
+def empty(library):
+    library.write_bytes(b"")
+
+
+def open_to_others(library):
+    library.chmod(0o777)
+
+
+def give_away(library):
+    os.chown(library, OTHER, OTHER)
+
+
+def link(library):
+    elsewhere = library.parents[2] / library.name
+    library.rename(elsewhere)
+    library.symlink_to(elsewhere)
+
+
+def found():
+    with kernels._compiled() as library:
+        return library, library.read_text()
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut_off, change, empty, open_to_others, link, pytest.param(give_away, marks=needs_root)],
+)
+def test_what_is_not_as_it_was_compiled_is_compiled_once_more(compiler, damage):
+    before = found()
+    damage(before[0])
+    assert [found(), found()] == [before] * 2 and compiler() == 2
+    assert [*before[0].parent.iterdir()] == [before[0]]
+    assert stat.S_IMODE(before[0].lstat().st_mode) == 0o755
+
+
+@needs_root
+def test_a_folder_of_others_is_not_used(tmp_path, compiler):
+    library, text = found()
+    os.chown(library.parent, OTHER, OTHER)
+    for calls in (2, 3):
+        with pytest.warns(UserWarning, match="kernels belongs to another user, or others can"):
+            other, copy = found()
+        assert copy == text and compiler() == calls
+        assert other.parent != library.parent and not other.parent.exists()
+    assert [*library.parent.iterdir()] == [library]
+
+
+def test_an_own_folder_that_is_open_is_closed(compiler):
+    library, _ = found()
+    library.parent.chmod(0o777)
+    assert found()[0] == library and compiler() == 1
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o755
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, compiler, monkeypatch):
+    pid = tmp_path / "pid"
+    script(tmp_path / "c++", f"sleep 60 &\necho $! > {pid}.new\nmv {pid}.new {pid}\nwait")
+    monkeypatch.setattr(kernels, "_PATIENCE", 0.5)
+    with pytest.raises(subprocess.TimeoutExpired, match="timed out after 0.5 seconds"):
+        found()
+    child, end = Path(f"/proc/{pid.read_text().strip()}/status"), time.monotonic() + 20
+    while child.exists() and "State:\tZ" not in child.read_text():
+        assert time.monotonic() < end, "still running"
+        time.sleep(0.01)
+    assert not [*(tmp_path / "eqxunet" / "kernels").iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Downloads from a local server that misbehaves in every way it can."""
 
+import email.message
 import hashlib
 import http.server
 import os
 import random
 import threading
 import time
+import urllib.error
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,8 +106,32 @@ def speaks_no_http(handler, n):
     handler.close_connection = True
 
 
-def redirects_to_a_file(handler, n):
-    handler.send(b"", 302, Location="file:///etc/hostname")
+def redirects(place: str, status: int = 302) -> Answer:
+    return lambda handler, n: handler.send(b"", status, Location=place)
+
+
+def sends_byte_by_byte(handler, n):
+    """About 100 bytes a second, and says a long file; the header comes at once."""
+    handler.send(b"", said=len(BODY))
+    drip(handler, b"x")
+
+
+def sends_a_header_without_end(handler, n):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    drip(handler, b"x")
+
+
+def continues_without_end(handler, n):
+    drip(handler, b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def drip(handler, piece: bytes) -> None:
+    """Until the client is gone, which a server notices late."""
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        handler.wfile.write(piece)
+        time.sleep(0.01)
+    handler.close_connection = True
 
 
 @pytest.fixture
@@ -138,7 +164,8 @@ def fetch(url, dest, **options):
 
 
 def left(dest) -> set[str]:
-    return {path.name for path in dest.parent.iterdir()} - {"file.lock"}
+    found = dest.parent.iterdir() if dest.parent.exists() else []
+    return {path.name for path in found} - {"file.lock"}
 
 
 def test_file_arrives_whole_with_progress(serve, dest):
@@ -268,11 +295,137 @@ def test_final_answers_are_not_asked_again(serve, dest, status):
     assert len(asked) == 1 and left(dest) == set()
 
 
-def test_redirect_to_a_file_is_not_followed(serve, dest):
-    url, asked = serve(redirects_to_a_file)
-    with pytest.raises(UnavailableError, match="302"):
+@pytest.mark.parametrize(
+    "place",
+    ["file:///etc/hostname", "ftp://127.0.0.1:9/file", "data:,x", "//[/", "gopher://a\x1bb/"],
+)
+def test_redirects_lead_to_servers_of_http_alone(serve, dest, place):
+    url, asked = serve(redirects(place))
+    with pytest.raises(UnavailableError, match="302|gives no answer") as caught:
+        fetch(url, dest, retries=0)
+    assert "\x1b" not in str(caught.value)
+    assert asked == [None] and left(dest) == set()
+
+
+def test_a_redirect_is_followed_with_the_range_that_is_asked_for(serve, dest):
+    other, asked = serve(breaks_off, good)
+    url, _ = serve(redirects(other, 307))
+    fetch(url, dest)
+    assert dest.read_bytes() == BODY and asked == [None, "bytes=100000-"]
+
+
+def test_redirects_end(serve, dest):
+    url, asked = serve(redirects("/file"))
+    with pytest.raises(UnavailableError, match="redirects over 10 times"):
         fetch(url, dest, backoff=60)
-    assert left(dest) == set()
+    assert len(asked) == 11
+
+
+def test_the_text_of_a_redirect_is_not_read(serve, dest):
+    def chatters(handler, n):
+        handler.send(b"", 302, said=-1, Location="/file")
+        drip(handler, b"x")
+
+    url, asked = serve(chatters, good)
+    start = time.perf_counter()
+    fetch(url, dest)
+    assert time.perf_counter() - start < 1.5 and dest.read_bytes() == BODY
+
+
+def test_no_redirect_leads_from_https_to_http(serve, dest, monkeypatch):
+    url, asked = serve(good)
+
+    def moved(opener, request, timeout):
+        headers = email.message.Message()
+        headers["Location"] = url
+        raise urllib.error.HTTPError(request.full_url, 301, "Moved", headers, None)
+
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", moved)
+    with pytest.raises(UnavailableError, match="answers 301 and leads to http://127.*unfollowed"):
+        fetch("https://127.0.0.1:9/file", dest, backoff=60)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "server, why",
+    [
+        (sends_byte_by_byte, r"sends \d+ bytes a second \(2 attempts\)"),
+        (sends_a_header_without_end, r"gives no answer: timed out \(2 attempts\)"),
+        (continues_without_end, r"gives no answer: timed out \(2 attempts\)"),
+    ],
+)
+def test_a_server_that_keeps_one_waiting_is_given_up(serve, dest, server, why):
+    url, asked = serve(server)
+    start = time.perf_counter()
+    with pytest.raises(UnavailableError, match=why):
+        fetch(url, dest, retries=1, slowest=2000)
+    assert len(asked) == 2 and time.perf_counter() - start < 2
+
+
+def test_all_attempts_together_have_an_end(serve, dest):
+    url, asked = serve(sends_byte_by_byte)
+    start = time.perf_counter()
+    with pytest.raises(UnavailableError, match=r"takes too long \(1 attempts\)"):
+        fetch(url, dest, slowest=0, deadline=0.3, retries=9)
+    assert len(asked) == 1 and time.perf_counter() - start < 1.5
+    assert left(dest) == {"file.part"}
+
+
+@pytest.mark.parametrize("length", ["-5", "1e5", "9" * 5000, " ", "+300000"])
+def test_a_length_that_is_none_is_not_believed(serve, dest, length):
+    def lies(handler, n):
+        handler.send(BODY, said=-1, Content_Length=length)
+        handler.close_connection = True
+
+    url, _ = serve(lies)
+    fetch(url, dest)
+    assert dest.read_bytes() == BODY
+
+
+def test_a_length_beyond_all_weights_is_refused(serve, dest):
+    url, _ = serve(lambda handler, n: handler.send(b"", said=10**17))
+    with pytest.raises(IntegrityError, match="has 1" + 17 * "0" + " bytes, over 8589934592"):
+        fetch(url, dest, size=None)
+
+
+def test_what_a_server_says_does_not_act_on_a_terminal(serve, dest):
+    def shouts(handler, n):
+        handler.wfile.write(b"HTTP/1.1 404 \x1b]0;mine\x07gone\r\n\r\n")
+        handler.close_connection = True
+
+    url, _ = serve(shouts)
+    with pytest.raises(UnavailableError) as caught:
+        fetch(url, dest)
+    assert r"answers 404 \x1b]0;mine\x07gone. Check" in str(caught.value)
+
+
+def test_folders_for_nothing_are_removed_again(serve, dest):
+    url, _ = serve(fails(404))
+    inner = dest.parent / "a" / "file"
+    with pytest.raises(UnavailableError):
+        fetch(url, inner)
+    assert not dest.parent.exists()
+    dest.parent.mkdir()
+    with pytest.raises(UnavailableError):
+        fetch(url, inner)
+    assert [*dest.parent.iterdir()] == []
+
+
+def test_a_pipe_is_neither_a_file_nor_a_beginning_of_one(serve, dest, tmp_path):
+    url, asked = serve(good)
+    dest.parent.mkdir()
+    os.mkfifo(dest)
+    with pytest.raises(InputError, match="file: is no file"):
+        download(url, dest)
+    dest.unlink()
+    os.mkfifo(dest.with_name("file.part"))
+    fetch(url, dest)
+    assert dest.read_bytes() == BODY and asked == [None]
+    dest.unlink()
+    (tmp_path / "mine").write_bytes(BODY[:10])
+    dest.with_name("file.part").symlink_to(tmp_path / "mine")
+    fetch(url, dest)
+    assert dest.read_bytes() == BODY and (tmp_path / "mine").read_bytes() == BODY[:10]
 
 
 @pytest.mark.parametrize(

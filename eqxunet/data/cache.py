@@ -3,18 +3,24 @@
 The key of a cache holds all that its pixels depend on: the source, the size, the code that draws
 and decodes, and the versions of the libraries it uses. Labels stay as they are, so one cache serves
 every border policy.
+
+A process that touches mapped memory whose file another one has cut off is killed. So files are
+written once and then read-only, what differs in size from what it must be is not mapped, and small
+caches are read instead.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -23,6 +29,7 @@ from jaxtyping import UInt8
 
 from ..config import DATA_DIR, DATASETS, Labels, SplitName
 from ..errors import InputError, UnavailableError
+from ..storage import open_regular
 from .complaints import FileError, summarised
 from .decoding import decode, map_examples, resize_pair
 from .example import Example, Progress, Source
@@ -44,6 +51,10 @@ _CODE = (
 INDEX = "index.json"
 _FILES = ("images.npy", "labels.npy")
 _LINES = 10  # of complaints
+_MAX_INDEX = 1 << 20, 1 << 12  # bytes, and for each example
+
+_SMALL = 1 << 28
+"""Bytes up to which a cache is read into memory of its own instead of being mapped."""
 
 
 class Used(NamedTuple):
@@ -110,13 +121,13 @@ def decode_all(
     cache_dir = cache_dir or default_cache_dir()
     key = _key(source, size)
     folder = cache_dir / key
-    if arrays := _read(folder, source):
+    if arrays := _read(folder, source, size):
         return arrays
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         # A second process waits here, and then finds what the first has made.
         with FileLock(cache_dir / f"{key}.lock"):
-            if arrays := _read(folder, source):
+            if arrays := _read(folder, source, size):
                 return arrays
             partial = cache_dir / f"{key}.partial"
             for leftover in (partial, folder):
@@ -132,7 +143,7 @@ def decode_all(
             f"{cache_dir}: the cache of decoded images cannot be written ({error}); "
             "free space there, or set XDG_CACHE_HOME to another folder"
         ) from error
-    arrays = _read(folder, source)
+    arrays = _read(folder, source, size)
     if arrays is None:
         raise UnavailableError(f"{folder}: does not hold what was written to it; check the disk")
     return arrays
@@ -164,7 +175,6 @@ def _key(source: Source, size: int) -> str:
 
 
 def _write(source: Source, size: int, origin: str, folder: Path, progress: Progress | None) -> None:
-    shapes = [(len(source), size, size, 3), (len(source), size, size)]
     sums = [0, 0]
     names: list[str] = []
     masks: dict[str, Mask] = {}
@@ -172,9 +182,8 @@ def _write(source: Source, size: int, origin: str, folder: Path, progress: Progr
     # Plain writes, since a full disk kills a process that writes to mapped memory.
     with (folder / _FILES[0]).open("wb") as images, (folder / _FILES[1]).open("wb") as labels:
         files = (images, labels)
-        for file, shape in zip(files, shapes, strict=True):
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+        for file, shape in zip(files, _shapes(len(source), size), strict=True):
+            file.write(_header(shape))
 
         def use(example: Example) -> Used:
             image, labels, mask = decode(example)
@@ -207,27 +216,84 @@ def _write(source: Source, size: int, origin: str, folder: Path, progress: Progr
         "crc32": [*sums, _crc32_of(names)],
         "masks": dataclasses.asdict(MaskSummary.of(masks, source.kind)),
     }
-    (folder / INDEX).write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index | {"sha256": _sha256(index)}))
+    for path in folder.iterdir():
+        path.chmod(0o444)
 
 
-def _read(folder: Path, source: Source) -> Split | None:
-    """Maps a source's cache to memory; none where it is absent, incomplete or damaged."""
+def _read(folder: Path, source: Source, size: int) -> Split | None:
+    """Loads a source's cache; none where it is absent, incomplete or damaged."""
     try:
-        index = json.loads((folder / INDEX).read_text())
-        images, labels = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _FILES)
+        index = read_index(folder, len(source))
         names = index["names"]
+        if index["sha256"] != _sha256(index) or len(names) != len(source):
+            return None
+        shapes = _shapes(len(source), size)
+        is_small = sum(map(math.prod, shapes)) <= _SMALL
+        images, labels = (
+            _load(folder / name, shape, is_small)
+            for name, shape in zip(_FILES, shapes, strict=True)
+        )
         if [_crc32(images), _crc32(labels), _crc32_of(names)] != index["crc32"]:
             return None
         identity = "-".join(f"{value:08x}" for value in index["crc32"])
         masks = MaskSummary(**index["masks"])
         classes = source.classes.names or masks.indices()
         split = Split(images, labels, tuple(names), source.kind, classes, identity, masks)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # whatever is in there, it is no cache
     # For `entries`. A folder that belongs to others can be read all the same.
     with contextlib.suppress(OSError):
         os.utime(folder / INDEX)
     return split
+
+
+def read_index(folder: Path, count: int = 1 << 16) -> dict[str, Any]:
+    """What a cache says of itself, which may be anything.
+
+    Arguments:
+
+    - `count`: how many examples it has at most.
+
+    Raises OSError, ValueError, TypeError or RecursionError where that cannot be read.
+    """
+    base, each = _MAX_INDEX
+    with open_regular(folder / INDEX) as file:
+        content = file.read(base + each * count + 1)
+    if len(content) > base + each * count:
+        raise ValueError("longer than an index is")
+    return dict(json.loads(content))
+
+
+def _load(path: Path, shape: tuple[int, ...], is_small: bool) -> UInt8[np.ndarray, "n ..."]:
+    """Reads or maps an array, whose header is known and so never parsed."""
+    header = _header(shape)
+    with open_regular(path) as file:
+        is_whole = os.fstat(file.fileno()).st_size == len(header) + math.prod(shape)
+        if not is_whole or file.read(len(header)) != header:
+            raise ValueError("no such array")
+        if not is_small:
+            return np.asarray(np.memmap(file, np.uint8, "r", len(header), shape))
+        array = np.fromfile(file, np.uint8, math.prod(shape)).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def _shapes(count: int, size: int) -> list[tuple[int, ...]]:
+    return [(count, size, size, 3), (count, size, size)]
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What NumPy writes before the numbers of an array."""
+    file = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def _sha256(index: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in index.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
@@ -238,4 +304,4 @@ def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
 
 
 def _crc32_of(names: Sequence[str]) -> int:
-    return zlib.crc32("\0".join(names).encode())
+    return zlib.crc32(os.fsencode("\0".join(names)))

@@ -55,21 +55,23 @@ def read_classes(root: Path) -> Classes:
 def _read_colours(root: Path, path: Path) -> dict[str, int]:
     header, *lines = read_lines(root, COLOURS) or [""]
     if [field.strip().lower() for field in header.split(",")] != _HEADER:
-        raise InputError(f"{path}: its first line must be {','.join(_HEADER)}, not {header!r}")
+        raise InputError(
+            f"{path}: its first line must be {','.join(_HEADER)}, not {header[:200]!r}"
+        )
     rows: dict[str, int] = {}
-    for number, fields in enumerate(csv.reader(lines), start=2):
-        if not fields:
+    for number, line in enumerate(lines, start=2):
+        if not line:
             continue
         try:
-            name, *channels = (field.strip() for field in fields)
+            name, *channels = (field.strip() for field in next(csv.reader([line])))
             red, green, blue = (bytes([int(channel)])[0] for channel in channels)
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:
             raise InputError(
                 f"{path}: line {number} is not a name and three numbers from 0 to 255: "
-                f"{','.join(fields)}"
+                f"{some_of([line])}"
             ) from error
         if name in rows:
-            raise InputError(f"{path}: names that stand in it more than once: {name}")
+            raise InputError(f"{path}: names that stand in it more than once: {some_of([name])}")
         rows[name] = red << 16 | green << 8 | blue
     return rows
 

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from ..errors import InputError
+from ..text import printable
 
 _MOST = 10
+_LONGEST = 200  # characters; a line of a list may hold millions
 
 
 class FileError(InputError):
@@ -18,7 +20,7 @@ class FileError(InputError):
     """
 
     def __init__(self, file: str, complaint: str):
-        super().__init__(f"{file}: {complaint}")
+        super().__init__(printable(f"{file}: {complaint}"))
         self.file, self.complaint = file, complaint
 
 
@@ -33,12 +35,16 @@ def summarised(errors: Iterable[FileError]) -> list[str]:
 
 def _line(folder: PurePath, names: Sequence[str], complaint: str) -> str:
     if len(names) == 1:
-        return f"{folder / names[0]}: {complaint}"
+        return printable(f"{folder / names[0]}: {complaint}")
     where = f"{folder}: " if folder.name else ""  # not every source is of files
-    return f"{where}{len(names)} files: {complaint}: {some_of(names, 3)}"
+    return printable(f"{where}{len(names)} files: {complaint}: {some_of(names, 3)}")
 
 
 def some_of(items: Sequence[str], most: int = _MOST) -> str:
-    """The first items as one line, then how many more there are."""
+    """The first items as one line that can be shown, then how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    return ", ".join(map(_short, items[:most])) + more
+
+
+def _short(item: str) -> str:
+    return printable(item if len(item) <= _LONGEST else f"{item[:_LONGEST]}...")

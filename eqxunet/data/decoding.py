@@ -1,19 +1,24 @@
 """Encoded images and masks to pixels, by content; file names and extensions are never trusted."""
 
+import io
 import os
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
-from typing import BinaryIO, NamedTuple, TypeVar
+from contextlib import contextmanager
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
 from ..config import Labels
+from ..storage import open_regular
+from .budget import Budget
 from .classes import Classes
 from .complaints import FileError
 from .example import Example, Source
@@ -22,13 +27,19 @@ from .mask_files import LEVELS, Found, mask_labels
 from .masks import Mask
 
 T = TypeVar("T")
+BinaryFile = BufferedReader | BytesIO
 
 MAX_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own warning limit."""
 SCALE_DOWN = "scale it down first"
 """What to do about a larger one."""
 
+_BYTES = 8  # a pixel: no format has more that is read
+
 _STRIP = 1 << 20  # pixels
+
+pixel_budget = Budget(2 * MAX_PIXELS)
+"""Of the images and masks that all threads decode at a time, whose memory this bounds."""
 
 Image.init()
 _READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
@@ -53,7 +64,11 @@ _opening = threading.Lock()
 
 
 def read_image(
-    data: bytes | BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS, too_large: str = SCALE_DOWN
+    data: bytes | BinaryFile,
+    name: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    too_large: str = SCALE_DOWN,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image file to upright 8-bit RGB. Transparency is dropped, colours are kept.
 
@@ -63,7 +78,8 @@ def read_image(
     - `max_pixels`: width times height above which it is refused.
     - `too_large`: the way out that the error then names.
 
-    Raises InputError where the bytes are no whole image, or one of over `max_pixels`.
+    Raises InputError where the bytes are no whole image, or one of over `max_pixels`, or far more
+    bytes than such an image has.
     """
     image = _open(data, name, max_pixels, too_large)
     rows = max(1, _STRIP // image.width)
@@ -78,7 +94,7 @@ def read_image(
 
 
 def read_resized(
-    data: bytes | BinaryIO, name: str, size: int, *, too_large: str = SCALE_DOWN
+    data: bytes | BinaryFile, name: str, size: int, *, too_large: str = SCALE_DOWN
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], tuple[int, int]]:
     """What `resize_image` makes of `read_image`, without the way over an array; and its own size.
 
@@ -89,7 +105,7 @@ def read_resized(
     return small, (image.height, image.width)
 
 
-def read_mask(data: bytes, name: str, kind: Labels, classes: Classes) -> Found:
+def read_mask(data: bytes | BinaryFile, name: str, kind: Labels, classes: Classes) -> Found:
     """Decodes a mask file to upright labels; see `mask_labels`.
 
     Raises InputError where the bytes are no whole image or the mask holds no such labels.
@@ -113,15 +129,17 @@ class Decoded(NamedTuple):
 def decode(example: Example) -> Decoded:
     """Decodes an example to RGB and labels of one size.
 
-    Raises InputError where image or mask is no whole image, a mask holds values that its kind
-    does not have, or the sizes differ.
+    Raises InputError where image or mask cannot be read or is no whole image, a mask holds values
+    that its kind does not have, or the sizes differ.
     """
     image, labels, values = example.image, example.mask, None
     image_file, mask_file = example.files or (example.name, f"mask of {example.name}")
-    if isinstance(image, bytes):
-        image = read_image(image, image_file)
-    if isinstance(labels, bytes):
-        labels, values = read_mask(labels, mask_file, example.kind, example.classes)
+    if not isinstance(image, np.ndarray):
+        with opened(image, image_file) as file:
+            image = read_image(file, image_file)
+    if not isinstance(labels, np.ndarray):
+        with opened(labels, mask_file) as file:
+            labels, values = read_mask(file, mask_file, example.kind, example.classes)
     if example.kind == "species":
         if example.species is None:
             raise FileError(example.name, "of unknown species; choose --labels trimap")
@@ -174,20 +192,68 @@ def map_examples(use: Callable[[Example], T], source: Source) -> Iterator[T | Fi
 
 def _used(use: Callable[[Example], T], source: Source, index: int) -> T | FileError:
     try:
-        return use(source[index])
+        example = source[index]
+        with decoding(example.image, example.mask):
+            return use(example)
     except FileError as error:
         return error
 
 
+@contextmanager
+def decoding(*files: Path | bytes | UInt8[np.ndarray, "..."]) -> Iterator[None]:
+    """Waits until these files can be decoded beside what other threads decode; until it is left,
+    others wait for them."""
+    with pixel_budget.taking(sum(map(_weight, files))):
+        yield
+
+
+@contextmanager
+def opened(file: Path | bytes, name: str) -> Iterator[BinaryFile]:
+    """Opens an image file, or the bytes of one.
+
+    Raises InputError where it cannot be read, or is a pipe, a socket or a device.
+    """
+    try:
+        with BytesIO(file) if isinstance(file, bytes) else open_regular(file) as data:
+            yield data
+    except OSError as error:
+        raise FileError(name, f"cannot be read ({error.strerror or error})") from error
+
+
+def _weight(file: Path | bytes | UInt8[np.ndarray, "..."]) -> int:
+    """The pixels that a file says it has, or as many as its bytes could be."""
+    if isinstance(file, np.ndarray):
+        return 0
+    try:
+        with opened(file, "") as data, _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            size = _size(data)
+            if size > _BYTES * 2 * MAX_PIXELS:
+                return 0
+            image = Image.open(data, formats=FORMATS)
+            return max(image.width * image.height, size // _BYTES)
+    except Exception:
+        return 0  # whatever Pillow's parsers raise: it is refused before its pixels are decoded
+
+
 def _open(
-    data: bytes | BinaryIO, name: str, max_pixels: int = MAX_PIXELS, too_large: str = SCALE_DOWN
+    data: bytes | BinaryFile,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    too_large: str = SCALE_DOWN,
 ) -> Image.Image:
     """Reads all pixels and turns them upright."""
+    if isinstance(data, bytes):
+        data = BytesIO(data)
+    if (size := _size(data)) > _BYTES * max_pixels:
+        raise FileError(
+            name,
+            f"{size / 1e6:.0f} MB, more than {max_pixels / 1e6:.0f} megapixels take; {too_large}",
+        )
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            file = BytesIO(data) if isinstance(data, bytes) else data
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(data, formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError
             levels = _levels(image)  # before EXIF, for which Pillow reads a PNG's pixels
@@ -206,6 +272,12 @@ def _open(
     if levels is not None:
         image.info[LEVELS] = levels
     return _transposed(image, orientation)
+
+
+def _size(file: BinaryFile) -> int:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size
 
 
 def _orientation(image: Image.Image) -> int:
@@ -244,4 +316,4 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise FileError(name, "floating-point pixels; save it with 8 or 16 bits a channel")
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow warns about a transparent palette otherwise
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

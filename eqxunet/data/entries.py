@@ -1,6 +1,6 @@
 """What the cache of decoded pixels holds, to look at and to remove."""
 
-import json
+import operator
 import re
 import shutil
 from collections.abc import Iterable
@@ -10,7 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import UnavailableError
-from .cache import INDEX, code_digest, default_cache_dir
+from ..text import printable
+from .cache import INDEX, code_digest, default_cache_dir, read_index
 
 _NAME = re.compile(r"([0-9a-f]{32})(\.partial)?")
 
@@ -78,11 +79,20 @@ def remove_entries(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _entry(folder: Path, code: str) -> Entry:
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = _bytes(folder)
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = read_index(folder)
         used = (folder / INDEX).stat().st_mtime
-        names, origin, kind, pixels = (index[key] for key in ("names", "origin", "kind", "size"))
-        return Entry(folder, origin, kind, pixels, len(names), size, used, index["code"] != code)
-    except (OSError, ValueError, KeyError, TypeError):  # of other code, or not finished
-        return Entry(folder, "", "", 0, 0, size, folder.stat().st_mtime, True)
+        origin, kind = printable(index["origin"]), printable(index["kind"])
+        count, pixels = len(index["names"]), operator.index(index["size"])
+        return Entry(folder, origin, kind, pixels, count, size, used, index["code"] != code)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # of other code, or torn
+        used = folder.stat().st_mtime if folder.exists() else 0.0
+        return Entry(folder, "", "", 0, 0, size, used, True)
+
+
+def _bytes(folder: Path) -> int:
+    try:
+        return sum(path.lstat().st_size for path in folder.iterdir())
+    except FileNotFoundError:  # another process has removed it meanwhile
+        return 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,21 +18,21 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its mask, encoded as in a file or drawn.
+    """One image with its mask, in files, encoded as in a file, or drawn.
 
     Arguments:
 
-    - `image`: bytes of an image file, or RGB pixels.
-    - `mask`: bytes of an image file, or pixels of `kind`; a trimap where `kind` is `"species"`.
+    - `image`: an image file, its bytes, or RGB pixels.
+    - `mask`: an image file, its bytes, or pixels of `kind`; a trimap where `kind` is `"species"`.
     - `name`: names the example in reports and errors.
     - `kind`: what its labels are to be.
     - `species`: what the pet is, where that is known.
     - `classes`: names and colours, where `kind` is `"classes"`.
-    - `files`: where image and mask were read, for errors.
+    - `files`: what image and mask are called in errors.
     """
 
-    image: bytes | UInt8[np.ndarray, "h w 3"]
-    mask: bytes | UInt8[np.ndarray, "h w"]
+    image: Path | bytes | UInt8[np.ndarray, "h w 3"]
+    mask: Path | bytes | UInt8[np.ndarray, "h w"]
     name: str
     kind: Labels = "trimap"
     species: Species | None = None

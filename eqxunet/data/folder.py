@@ -17,7 +17,7 @@ from pathlib import Path
 from ..config import Labels, SplitName
 from ..errors import InputError
 from .classes import Classes, read_classes
-from .complaints import FileError, some_of
+from .complaints import some_of
 from .example import Example
 from .kinds import CLASSES, Species
 from .layout import files_by_stem, missing_masks
@@ -52,12 +52,9 @@ class FolderSource:
 
     def __getitem__(self, index: int, /) -> Example:
         image, mask = self.images[index], self.masks[index]
-        try:
-            encoded = image.read_bytes(), mask.read_bytes()
-        except OSError as error:
-            raise FileError(str(error.filename), f"cannot be read ({error.strerror})") from error
         return Example(
-            *encoded,
+            image,
+            mask,
             self.names[index],
             self.kind,
             self.species[index],

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple, NoReturn
 
 from ..errors import InputError
-from .complaints import some_of
+from .complaints import FileError, some_of
 from .layout import SUFFIXES
 from .lists import composed
 
@@ -82,7 +82,7 @@ def _files(path: Path, recursive: bool) -> Iterator[tuple[Path, PurePath]]:
     """A file, or those of a folder, each with its path in there."""
     if not path.is_dir():
         if path.exists() and not path.is_file():
-            raise InputError(f"{path}: neither a file nor a folder")
+            raise FileError(str(path), "neither a file nor a folder")
         yield path, PurePath(path.name)
         return
     for folder, inner, names in os.walk(path, onerror=_unreadable):
@@ -95,14 +95,14 @@ def _files(path: Path, recursive: bool) -> Iterator[tuple[Path, PurePath]]:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    raise FileError(str(error.filename), f"cannot be read ({error.strerror})") from error
 
 
 def _without_images(path: Path, recursive: bool, others: int) -> InputError:
     what = f"no image in it, but {others} other files" if others else "no image in it"
     is_deep = path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
     hint = "; --recursive searches the folders inside it" if is_deep and not recursive else ""
-    return InputError(f"{path}: {what}{hint}")
+    return FileError(str(path), f"{what}{hint}")
 
 
 def _named(images: Mapping[Path, PurePath], endings: Sequence[str]) -> list[InputImage]:

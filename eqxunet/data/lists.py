@@ -1,6 +1,7 @@
 """Lists in a folder: which images belong to which split, and what pets they show."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -9,11 +10,14 @@ from pathlib import Path
 
 from ..config import SplitName
 from ..errors import InputError
+from ..storage import open_regular
 from .complaints import some_of
 from .kinds import Species
 
 FEWEST = 3
 """Images that make a training, a validation and a test split."""
+
+_MAX_LIST = 1 << 26  # bytes: millions of names
 
 OXFORD = ("annotations/trainval.txt", "annotations/test.txt")
 _OXFORD_FIELDS = re.compile(r"\s+\d+\s+(\d+)\s+\d+$")
@@ -70,7 +74,7 @@ def plain_splits(root: Path, images: Collection[str]) -> dict[SplitName, list[st
     if lists:
         return splits
     # Which images a split holds depends on all names, so that its share is exact.
-    ranked = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
+    ranked = sorted(images, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     if len(ranked) < FEWEST:
         return splits
     tenth = max(1, round(len(ranked) / 10))
@@ -102,7 +106,11 @@ def read_lines(root: Path, name: str) -> list[str]:
     if path.is_symlink() and not is_inside(root, path):
         raise InputError(f"{path}: leads out of {root} or to no file; copy the file instead")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_regular(path) as file:
+            content = file.read(_MAX_LIST + 1)
+        if len(content) > _MAX_LIST:
+            raise InputError(f"{path}: over {_MAX_LIST >> 20} MiB, and so no list of names")
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list of names ({error})") from error
     return [line.strip() for line in lines]

@@ -1,9 +1,10 @@
 """Mask files to labels: by value, by colour, or by being black or not."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8, UInt32
+from jaxtyping import Shaped, UInt8, UInt32
 from PIL import Image
 
 from ..config import Labels
@@ -15,6 +16,7 @@ from .masks import MAX_VALUES
 Found = tuple[UInt8[np.ndarray, "h w"], Mapping[str, float] | None]
 LEVELS = "levels"
 """Key of `Image.info`: the file's highest grey level, where Pillow spreads levels over 0 to 255."""
+_STRIP = 1 << 20  # pixels
 _NO_INDICES = "save class indices in one channel of 8 bits"
 
 
@@ -117,30 +119,34 @@ def _marks(image: Image.Image) -> Found:
     values = np.asarray(image)
     if values.ndim == 2:
         return (values != 0).astype(np.uint8), _shares(values)
-    is_opaque = np.ones(values.shape[:2], bool)
-    if image.mode in ("LA", "RGBA"):
-        values, is_opaque = values[..., :-1], values[..., -1] != 0
-    codes = _codes(np.broadcast_to(values, (*is_opaque.shape, 3)))
-    return ((values != 0).any(-1) & is_opaque).astype(np.uint8), _colour_shares(codes, is_opaque)
-
-
-def _colour_shares(
-    codes: UInt32[np.ndarray, "h w"], is_opaque: Bool[np.ndarray, "h w"]
-) -> dict[str, float]:
-    found, counts = np.unique(codes[is_opaque], return_counts=True)
-    shares = {
-        _colour(int(code)): float(count / codes.size)
-        for code, count in zip(found[:MAX_VALUES], counts, strict=False)
-    }
-    if not is_opaque.all():
-        shares["transparent"] = 1 - float(is_opaque.mean())
-    return shares
+    marks = np.empty(values.shape[:2], np.uint8)
+    counts: Counter[int] = Counter()
+    opaque = 0
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):  # as sorting takes some times the memory
+        part = values[top : top + rows]
+        is_opaque = np.ones(part.shape[:2], bool)
+        if image.mode in ("LA", "RGBA"):
+            part, is_opaque = part[..., :-1], part[..., -1] != 0
+        codes = _codes(np.broadcast_to(part, (*is_opaque.shape, 3)))
+        marks[top : top + rows] = (codes != 0) & is_opaque
+        found, times = np.unique(codes[is_opaque], return_counts=True)
+        # Whatever is among the first of all is among the first of its strip.
+        counts.update(dict(zip(found[:MAX_VALUES].tolist(), times.tolist(), strict=False)))
+        opaque += int(is_opaque.sum())
+    shares = {_colour(code): counts[code] / marks.size for code in sorted(counts)[:MAX_VALUES]}
+    if opaque < marks.size:
+        shares["transparent"] = 1 - opaque / marks.size
+    return marks, shares
 
 
 def _codes(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "h w"]:
     """Colours as 0xrrggbb."""
-    red, green, blue = np.moveaxis(rgb.astype(np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
+    codes = np.zeros(rgb.shape[:2], np.uint32)
+    for channel in range(3):
+        codes <<= 8
+        codes |= rgb[..., channel]
+    return codes
 
 
 def _colour(code: int) -> str:

@@ -6,13 +6,9 @@ TFDS, whose import takes half a second, is imported inside functions.
 
 import hashlib
 import shutil
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,6 +154,9 @@ def _fetch_and_build(
         except UnavailableError as error:
             raise UnavailableError(f"{error}\n{_ways_out(published)}") from error
     folder = archives or downloads
+    if archives is None:
+        for archive in published:  # one that was there already may be anything
+            _verify(folder / archive.name, archive)
     build(
         data_dir,
         images=folder / images.name,
@@ -174,9 +173,9 @@ def _fetch(missing: Sequence[Archive], folder: Path, progress: Callable[[int], N
 
     Raises UnavailableError, within ten seconds where the server does not answer.
     """
-    from ..weights.download import download
+    from ..weights.download import download, require_answer
 
-    _probe(missing[0].url)
+    require_answer(missing[0].url, timeout=PATIENCE)
     before = 0
     for archive in missing:
         download(
@@ -187,30 +186,6 @@ def _fetch(missing: Sequence[Archive], folder: Path, progress: Callable[[int], N
             progress=lambda done, _, before=before: progress(before + done),
         )
         before += archive.size
-
-
-def _probe(url: str) -> None:
-    """Asks the server for one header, where the download itself would retry for minutes."""
-    failure = ["no answer"]
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(
-                urllib.request.Request(url, method="HEAD"), timeout=PATIENCE
-            ).close()
-        except urllib.error.HTTPError:
-            pass  # an answer; the download says what it means
-        except (OSError, HTTPException) as error:
-            failure[0] = str(getattr(error, "reason", error))
-            return
-        failure.clear()
-
-    # In a thread of its own, as looking up a name has no timeout, and each step has its own.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    if failure:
-        raise UnavailableError(f"{url}: {failure[0]}")
 
 
 def _ways_out(published: tuple[Archive, Archive]) -> str:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..data.decoding import MAX_PIXELS, SCALE_DOWN, read_image, upright_rgb
 from ..errors import InputError
+from ..storage import open_regular
 
 Picture = (
     Shaped[np.ndarray, "h w *c"] | Shaped[Array, "h w *c"] | Image.Image | str | os.PathLike[str]
@@ -58,7 +59,7 @@ def _read_file(path: str | os.PathLike[str], max_pixels: int) -> UInt8[np.ndarra
     """Reads an image file as RGB; raises InputError where it cannot be."""
     way_out = TOO_LARGE if max_pixels == MAX_PIXELS else SCALE_DOWN
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return read_image(file, str(path), max_pixels=max_pixels, too_large=way_out)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

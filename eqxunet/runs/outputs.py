@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..data.complaints import FileError, some_of
 from ..data.inputs import InputImage
 from ..errors import InputError, UnavailableError
+from ..storage import open_regular
 
 ENDINGS = {
     "mask": ".png",
@@ -129,7 +130,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """What a PNG of ours says of itself; nothing of another file, and none where there is no
     whole one."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(_HEAD)
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - len(_END)))

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8, UInt16
 from PIL import Image
 
 from ..data.complaints import FileError
-from ..data.decoding import read_image, read_resized
+from ..data.decoding import decoding, opened, pixel_budget, read_image, read_resized
 from ..data.example import Progress
 from ..evaluation import Predictor
 from ..evaluation.images import MAX_TILED_PIXELS, TOO_LARGE
@@ -67,11 +67,12 @@ def _resized(job: Job, todo: Sequence[Output], pool: ThreadPoolExecutor) -> Iter
 
     def read(output: Output) -> Small:
         path = output.image.path
-        with path.open("rb") as file:
+        with decoding(path), opened(path, str(path)) as file:
             return read_resized(file, str(path), size, too_large=TOO_LARGE)
 
     def write(output: Output, logits: Float[np.ndarray, "size size k"], own: Size) -> None:
-        _write(job, output, *_decide(job, resized_bands(logits, own), own))
+        with pixel_budget.taking(own[0] * own[1]):
+            _write(job, output, *_decide(job, resized_bands(logits, own), own))
 
     def compute(batch: Sequence[tuple[Output, Small]]) -> None:
         logits = job.predictor.logits(np.stack([small for _, (small, _) in batch]))
@@ -172,7 +173,7 @@ def _overlaid(image: Whole, mask: Mask, task: AbstractTask) -> Whole:
 
 def _read(output: Output) -> Whole:
     path = output.image.path
-    with path.open("rb") as file:
+    with opened(path, str(path)) as file:
         return read_image(file, str(path), max_pixels=MAX_TILED_PIXELS)
 
 

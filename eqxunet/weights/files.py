@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ..errors import InputError, IntegrityError, UnavailableError
+from ..storage import open_regular
+from ..text import printable
 
 T = TypeVar("T")
 
@@ -21,7 +23,7 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int, way_out: str) -> by
     if not os.path.isfile(path):
         raise InputError(f"{path}: is no file. {way_out}")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise IntegrityError(
@@ -63,7 +65,7 @@ def refuse_list(what: str, items: list[str], limit: int = 76) -> None:
     """Raises IntegrityError with the items, up to a limit, if there are any."""
     if items:
         more = f"; and {len(items) - limit} more" if len(items) > limit else ""
-        raise IntegrityError(f"{what} {'; '.join(items[:limit])}{more}")
+        raise IntegrityError(f"{what} {printable('; '.join(items[:limit]))}{more}")
 
 
 def kind(data: bytes) -> str:

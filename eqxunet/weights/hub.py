@@ -6,6 +6,7 @@
 from pathlib import Path
 
 from ..errors import InputError, UnavailableError
+from ..text import printable
 from .download import require_answer
 
 PREFIX = "hf:"
@@ -68,4 +69,4 @@ def fetch_from_hub(name: str) -> Path:
 def _line(error: Exception) -> str:
     """The last line says what is wrong, after addresses and request ids."""
     said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-    return said[0].rstrip(".") + "."
+    return printable(said[0]).rstrip(".") + "."

@@ -1,0 +1,54 @@
+"""Commands that are given pipes and bombs end soon, with one message and little memory."""
+
+import os
+import socket
+
+import pytest
+from pictures import write_plain
+from processes import Command, run
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_plain(tmp_path / "data", ["a", "b", "c", "d"])
+
+
+def peak(command: Command) -> int:
+    """The most memory that a process has taken, in MB, once it has ended."""
+    _, status, usage = os.wait4(command.process.pid, 0)
+    command.process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss // 1024
+
+
+def test_a_file_of_gigabytes_takes_no_memory(folder, tmp_path):
+    os.truncate(folder / "images" / "a.png", 6 << 30)
+    os.truncate(folder / "masks" / "b.png", 6 << 30)
+    with Command("data", "check", folder, cwd=tmp_path) as command:
+        assert peak(command) < 500
+    assert command.process.returncode == 2
+    for name in ("images/a.png", "masks/b.png"):
+        assert f"{name}: 6442 MB, more than 89 megapixels take" in command.output.replace("\n", "")
+
+
+def test_pipes_in_a_folder_are_no_images(folder, tmp_path):
+    (folder / "images" / "a.png").unlink()
+    os.mkfifo(folder / "images" / "a.png")
+    code, output = run("data", "check", folder, cwd=tmp_path)
+    assert code == 0 and "1 masks have no image" in output.replace("\n", " ")
+    (folder / "train.txt").symlink_to("images/a.png")
+    code, output = run("data", "check", folder, cwd=tmp_path)
+    assert code == 2 and "leads out of" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_weights_are_no_pipe(tmp_path, kind):
+    path = tmp_path / "weights.pkl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    code, output = run("weights", "verify", path, cwd=tmp_path)
+    assert code == 2 and "is no file" in output and "Traceback" not in output
