@@ -32,6 +32,7 @@ class Restored(NamedTuple):
     step: int
     arrays: dict[str, Shaped[np.ndarray, "..."]]
     metrics: dict[str, float]
+    about: dict[str, Any]
     damaged: list[str]
 
 
@@ -69,6 +70,7 @@ class Writer:
         step: int,
         arrays: Mapping[str, Shaped[Array | np.ndarray, "..."]],
         metrics: Mapping[str, float] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Saves named arrays; the writing goes on in the background, atomically.
 
@@ -81,13 +83,17 @@ class Writer:
         # Copies, since the next step overwrites the donated originals while these are written.
         copies = {name: np.array(array) for name, array in jax.device_get(dict(arrays)).items()}
         self.wait()
-        self._pending = self._thread.submit(self._write, step, copies, metrics)
+        self._pending = self._thread.submit(self._write, step, copies, metrics, about)
 
     def _write(
-        self, step: int, arrays: dict[str, np.ndarray], metrics: Mapping[str, float] | None
+        self,
+        step: int,
+        arrays: dict[str, np.ndarray],
+        metrics: Mapping[str, float] | None,
+        about: Mapping[str, Any] | None,
     ) -> None:
         digests = {name: _digest(array) for name, array in arrays.items()}
-        about: dict[str, Any] = {"schema": SCHEMA, "sha256": digests}
+        note: dict[str, Any] = {"schema": SCHEMA, "sha256": digests, "about": dict(about or {})}
         with_step: dict[str, Any] | None = {**metrics, _STEP: step} if metrics else None
         checkpointer = self._checkpointer or self._open()
         try:
@@ -97,7 +103,7 @@ class Writer:
                 force=True,  # whatever Orbax's own policy for saving
                 overwrite=True,
                 metrics=with_step,
-                custom_metadata=about,
+                custom_metadata=note,
             )
         except Exception:
             # Orbax would raise this again at whatever is asked of it next.
@@ -182,7 +188,7 @@ def _restore(directory: Path, which: Literal["latest", "best"]) -> Restored | No
         damaged = []
         for checkpoint in found:
             try:
-                arrays = _load(checkpointer, checkpoint.step)
+                arrays, about = _load(checkpointer, checkpoint.step)
             except IntegrityError as error:
                 if _is_removed(directory / str(checkpoint.step)):
                     raise _RemovedMeanwhile from error
@@ -190,7 +196,7 @@ def _restore(directory: Path, which: Literal["latest", "best"]) -> Restored | No
             else:
                 metrics = dict(checkpoint.metrics or {})
                 metrics.pop(_STEP, None)
-                return Restored(checkpoint.step, arrays, metrics, damaged)
+                return Restored(checkpoint.step, arrays, metrics, about, damaged)
     if damaged:
         raise IntegrityError(f"{directory}: every checkpoint is damaged ({'; '.join(damaged)})")
     return None
@@ -206,7 +212,9 @@ def _is_removed(path: Path) -> bool:
     return True
 
 
-def _load(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, np.ndarray]:
+def _load(
+    checkpointer: ocp.training.Checkpointer, step: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         metadata = checkpointer.metadata(step)
         described = metadata.metadata
@@ -221,7 +229,7 @@ def _load(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, np.nd
     wrong = [name for name in digests if _digest(arrays[name]) != digests[name]]
     if wrong:
         raise IntegrityError(f"step {step} has other bytes than were saved in {', '.join(wrong)}")
-    return arrays
+    return arrays, note.get("about", {})
 
 
 def _digest(array: Shaped[np.ndarray, "..."]) -> str:
