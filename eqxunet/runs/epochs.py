@@ -84,11 +84,8 @@ def train_epochs(
     not finite.
     """
     trainer, observer, records = training.trainer, training.observer, position.records
-    config, epoch_steps, total_steps = (
-        training.config.train,
-        training.epoch_steps,
-        trainer.total_steps,
-    )
+    config, total_steps = training.config.train, trainer.total_steps
+    epoch_steps, schedule = training.epoch_steps, learning_rate(config, config.lr, total_steps)
     sums, step = position.sums, int(position.train_state.step)
     pace, clock = Pace(config.checkpoint_every), _Clock(config.batch_size)
     request: Request = "go on"
@@ -113,18 +110,16 @@ def train_epochs(
                     "epoch": -(-step // epoch_steps),
                     **sums.record(),
                     **clock.record(),
-                    "lr": float(
-                        np.asarray(learning_rate(config, config.lr, total_steps)(step - 1))
-                    ),
+                    "lr": float(np.asarray(schedule(step - 1))),
                 }
                 later = tell(step, "validating")
                 request = later if request == "go on" else request
                 validated = with_precise_statistics(trainer, trained, training.train_split)
+                arrays = _finite_arrays(trainer, validated)
                 scores = score(_predictor(trainer, validated), training.val_split)
                 record |= _validation(scores)
                 # An epoch that ends here inside goes on where the run is made longer.
                 sums = EpochSums() if step % epoch_steps == 0 else sums
-                arrays = _finite_arrays(trainer, validated)
                 # Before its checkpoint: a record alone is written again by a run that goes on.
                 append_record(training.directory, record)
                 records.append(record)

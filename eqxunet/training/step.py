@@ -92,10 +92,12 @@ def initialise(
         encoder = eqx.nn.inference_mode(model.encoder)
         model = eqx.tree_at(lambda model: model.encoder, model, encoder)
     trainable, frozen = eqx.partition(model, trainable_mask(model, config))
+    with np.errstate(over="ignore"):  # the first step finds what that leads to
+        lr = jnp.asarray(config.lr, jnp.float32)
     trainer = Trainer(
         frozen,
         jnp.asarray(config.seed, jnp.int32),
-        jnp.asarray(config.lr, jnp.float32),
+        lr,
         task,
         dataclasses.replace(config, seed=0, lr=1.0),
         total_steps,
