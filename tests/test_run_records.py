@@ -102,7 +102,7 @@ def test_an_epoch_without_a_finite_loss_is_never_the_best():
     assert not is_patience_out(records, None) and not is_patience_out([], 1)
 
 
-def test_an_epochs_means_are_the_same_bits_wherever_it_was_interrupted():
+def test_an_epochs_means_are_the_same_bits_wherever_it_was_interrupted(tmp_path):
     rng = np.random.default_rng(0)
     losses, ious = rng.random((2, 9)).astype(np.float32)
     steps = [
@@ -111,14 +111,16 @@ def test_an_epochs_means_are_the_same_bits_wherever_it_was_interrupted():
     steps[4] = StepMetrics(np.float32(np.nan), np.float32(0), np.float32(np.nan), np.int32(1))
     sums = EpochSums()
     for metrics in steps:
-        sums = EpochSums.read(json.loads(json.dumps(dataclasses.asdict(sums.plus(metrics)))))
+        sums = EpochSums.read(
+            json.loads(json.dumps(dataclasses.asdict(sums.plus(metrics)))), tmp_path
+        )
     whole = sum(float(loss) for i, loss in enumerate(losses) if i != 4)
     assert sums.record()["train/loss"] == whole / 8
     assert sums.record()["skipped_steps"] == 1
     assert EpochSums().plus(steps[4]).record()["train/loss"] is None
     for values in (None, {}, {"steps": 1}, {**dataclasses.asdict(sums), "loss": "1"}):
-        with pytest.raises(IntegrityError):
-            EpochSums.read(values)
+        with pytest.raises(IntegrityError, match=str(tmp_path)):
+            EpochSums.read(values, tmp_path)
 
 
 def test_checkpoints_are_due_by_steps_or_by_minutes(monkeypatch):
@@ -176,7 +178,7 @@ def test_latest_leads_to_the_run_whatever_was_left(tmp_path, monkeypatch):
     for link in ("b", "latest"):  # which dangles, and loops
         (runs / "latest").unlink(missing_ok=True)
         (runs / "latest").symlink_to(link)
-        run_directory.check_latest()
+        run_directory.check_latest(runs / "a")
         run_directory.point_latest(runs / "a")
         assert (runs / "latest").resolve() == runs / "a"
     monkeypatch.setattr(run_directory.Path, "symlink_to", _no_space)

@@ -131,12 +131,13 @@ class RunConfig:
     def check_unchanged(self, values: Any, directory: Path) -> "RunConfig":
         """Sees to it that this is what a checkpoint was trained with; its length may differ.
 
-        Returns what the checkpoint says, or this where it is of a version that said nothing.
+        Returns what the checkpoint says, or where it is of a version that said nothing, what
+        `config.json` does.
 
         Raises InputError that lists the differences.
         """
         if values is None:
-            return self
+            return RunConfig.read(directory)
         before = RunConfig.from_values(values, f"{directory}: a checkpoint's configuration")
         lengths = {name: getattr(self.train, name) for name in _EXTENDABLE}
         extended = dataclasses.replace(before, train=dataclasses.replace(before.train, **lengths))
@@ -167,6 +168,8 @@ class RunConfig:
                 f"{directory}: not a run directory (no config.json); train one first, or name "
                 "another"
             ) from None
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}; name another run") from error
         return cls.from_values(values, str(path))
 
     @classmethod

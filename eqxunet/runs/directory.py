@@ -82,8 +82,13 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
         )
 
 
-def check_latest() -> None:
-    """Raises InputError where `runs/latest` is something else than a link, which stays as it is."""
+def check_latest(directory: Path | None) -> None:
+    """Sees to it that `runs/latest` can lead to a run, by default a new one in `runs/`.
+
+    Raises InputError where it is something else than a link, which stays as it is.
+    """
+    if directory is not None and directory.parent != RUNS.resolve():
+        return
     link = RUNS / "latest"
     if os.path.lexists(link) and not link.is_symlink():
         raise InputError(
@@ -181,8 +186,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if _is_empty(directory):  # a run that never started leaves nothing
-            with contextlib.suppress(OSError):  # another process came into it
+        with contextlib.suppress(OSError):  # where another process comes into it
+            if _is_empty(directory):  # a run that never started leaves nothing
                 for path in directory.iterdir():
                     path.unlink()
                 directory.rmdir()

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import IntegrityError
@@ -46,8 +47,8 @@ class EpochSums:
         }
 
     @classmethod
-    def read(cls, values: Any) -> "EpochSums":
-        """Of what a checkpoint says; raises IntegrityError where that is something else."""
+    def read(cls, values: Any, place: Path) -> "EpochSums":
+        """Of what a checkpoint says; raises IntegrityError, which names the place, otherwise."""
         names = {"steps": is_whole, "finite": is_whole, "loss": is_number, "iou": is_number}
         if not (
             isinstance(values, Mapping)
@@ -55,6 +56,6 @@ class EpochSums:
             and all(is_right(values[name]) for name, is_right in names.items())
         ):
             raise IntegrityError(
-                "the checkpoint says nothing sensible of its epoch; it is of another eqxunet"
+                f"{place}: its checkpoint says nothing that could be sums of an epoch"
             )
         return cls(**values)

@@ -118,14 +118,15 @@ def run_training(
         config = dataclasses.replace(config, labels=kind)
         if config.start:
             RunConfig.read(Path(config.start))  # before images are decoded
-        check_latest()
         if directory is None:
+            check_latest(None)
             chosen = new_directory(config.model.encoder)
         else:
             chosen = Path(directory)
             with busy_first(chosen):
                 check_directory(chosen, overwrite=True)
     chosen = Path(os.path.realpath(chosen))
+    check_latest(chosen)
     try:
         with locked(chosen):
             if not resume:
@@ -191,7 +192,9 @@ def _train(
         trainer, position = _resumed(
             trainer, train_state, restored, epoch_steps, directory, observer
         )
-        if _is_stopped_early(position.records, restored, before.train, config.train):
+        # A longer one than the checkpoint was saved for goes on.
+        is_longer = total_steps > _total_steps(before.train, epoch_steps, None)
+        if _is_stopped_early(position.records, restored, config.train) and not is_longer:
             observer.note(
                 f"stopped already after step {restored.step}, with no better epoch in "
                 f"{config.train.patience}; it goes on with more of --patience or --epochs"
@@ -266,7 +269,7 @@ def _resumed(
 ) -> tuple[Trainer, Position]:
     trainer, train_state = from_arrays(trainer, train_state, restored.arrays)
     epoch = restored.about.get("epoch")
-    sums = EpochSums() if epoch is None else EpochSums.read(epoch)
+    sums = EpochSums() if epoch is None else EpochSums.read(epoch, directory)
     # Later epochs are recorded again, and so is one inside which a shorter run ended.
     total = trainer.total_steps
     records = [
@@ -282,13 +285,10 @@ def _resumed(
     return trainer, Position(train_state, records, sums)
 
 
-def _is_stopped_early(
-    records: list[Record], restored: Restored, before: TrainConfig, now: TrainConfig
-) -> bool:
-    """Whether patience was out at a checkpoint, and nothing since allows for more."""
-    is_longer = (now.steps or 0, now.epochs) > (before.steps or 0, before.epochs)
+def _is_stopped_early(records: list[Record], restored: Restored, config: TrainConfig) -> bool:
+    """Whether patience was out at a checkpoint."""
     is_at_record = bool(records) and records[-1]["step"] == restored.step
-    return is_at_record and is_patience_out(records, now.patience) and not is_longer
+    return is_at_record and is_patience_out(records, config.patience)
 
 
 def _clear(directory: Path, observer: Observer) -> None:
