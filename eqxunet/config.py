@@ -1,8 +1,9 @@
 """Configuration as plain values: what a model is, and how it is trained."""
 
 import difflib
-import math
 import numbers
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ DATASETS = ("oxford_iiit_pet", "synthetic")
 DATA_DIR = Path("~/tensorflow_datasets")
 """Where TFDS keeps its datasets unless told otherwise."""
 
+_MOST = 2**31 - 1  # that a device counts to
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -40,7 +43,7 @@ class ModelConfig:
 
     - `encoder`: `"scratch"`, a plain U-Net, or a network with ImageNet weights and a decoder on it:
       `"resnet10"` is SERL's, the other ResNets are torchvision's.
-    - `channels`: channels of each level of the plain U-Net, shallow to deep; two levels at least.
+    - `channels`: channels of each level of the plain U-Net, shallow to deep; from two levels to 16.
     - `stage_sizes`: residual blocks in each of the four stages of SERL's ResNet.
     - `size`: height and width in pixels that the model is trained at, 8 at least, where the
       deepest map of the default U-Net is one pixel. The network itself takes any size; `predict`
@@ -58,11 +61,14 @@ class ModelConfig:
         require_choice("encoder", self.encoder, Encoder)
         for name in ("channels", "stage_sizes"):
             _plain(self, name, getattr(self, name))
-        are_levels = _are_whole(self.channels) and len(self.channels) >= 2
-        _require(self, "channels", are_levels, "a tuple of two or more whole numbers from 1 up")
-        are_stages = _are_whole(self.stage_sizes) and len(self.stage_sizes) == 4
-        _require(self, "stage_sizes", are_stages, "a tuple of four whole numbers from 1 up")
+        are_levels = _are_whole(self.channels, 2**14) and 2 <= len(self.channels) <= 16
+        _require(
+            self, "channels", are_levels, "a tuple of two or more whole numbers from 1 up to 16384"
+        )
+        are_stages = _are_whole(self.stage_sizes, 100) and len(self.stage_sizes) == 4
+        _require(self, "stage_sizes", are_stages, "a tuple of four whole numbers from 1 up to 100")
         _require_whole(self, "size", least=8)
+        _require_at_most(self, "size", 2**15)
         for name, encoder in (("channels", "scratch"), ("stage_sizes", "resnet10")):
             value = getattr(self, name)
             if self.encoder != encoder and value != _default(self, name):
@@ -100,7 +106,8 @@ class TrainConfig:
       it; for GPUs and TPUs.
     - `seed`: the only source of randomness.
     - `patience`: epochs without a better validation IoU after which training stops.
-    - `max_skipped`: steps in a row whose loss or gradient is not finite before giving up.
+    - `max_skipped`: steps in a row that are not finite before giving up.
+    - `checkpoint_every`: save one inside epochs too: after so many steps, or as "10m" minutes.
 
     Raises InputError for values that are unknown or meaningless.
     """
@@ -123,6 +130,7 @@ class TrainConfig:
     seed: int = 0
     patience: int | None = None
     max_skipped: int = 5
+    checkpoint_every: int | str | None = None
 
     def __post_init__(self):
         choices = {"schedule": Schedule, "border": Border, "precision": Precision}
@@ -130,7 +138,14 @@ class TrainConfig:
             require_choice(name, getattr(self, name), possible)
         for name in ("batch_size", "epochs", "steps", "accumulate", "patience", "max_skipped"):
             _require_whole(self, name, least=1)
-        _require_whole(self, "seed", least=0, most=2**31 - 1)
+            _require_at_most(self, name, _MOST)
+        _require_whole(self, "seed", least=0, most=_MOST)
+        _require(
+            self,
+            "checkpoint_every",
+            _is_pace(_plain(self, "checkpoint_every", self.checkpoint_every)),
+            'a whole number of steps from 1 up, or minutes such as "10m"',
+        )
         for name in ("lr", "clip_norm", "encoder_lr_scale"):
             _require_number(self, name, lambda value: value > 0, "above 0")
         _require_number(self, "weight_decay", lambda value: value >= 0, "from 0 up")
@@ -174,12 +189,17 @@ def _require_whole(config: Any, name: str, *, least: int, most: int | None = Non
     _require(config, name, is_possible, f"a whole number {range_}")
 
 
+def _require_at_most(config: Any, name: str, most: int) -> None:
+    value = getattr(config, name)
+    _require(config, name, value is None or value <= most, f"a whole number up to {most}")
+
+
 def _require_number(
     config: Any, name: str, is_within: Callable[[float], bool], range_: str
 ) -> None:
     value = _plain(config, name, getattr(config, name))
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    is_number &= not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = is_number and abs(value) <= sys.float_info.max  # of an int with any digits, too
     is_possible = is_within(value) if is_number else value is _default(config, name) is None
     _require(config, name, is_possible, f"a number {range_}")
 
@@ -207,8 +227,17 @@ def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _are_whole(values: object) -> bool:
-    return isinstance(values, tuple) and all(_is_whole(value, 1) for value in values)
+def _are_whole(values: object, most: int) -> bool:
+    return isinstance(values, tuple) and all(_is_whole(v, 1) and v <= most for v in values)
+
+
+def _is_pace(value: object) -> bool:
+    match value:
+        case str():
+            return re.fullmatch("[1-9][0-9]{0,5}m", value) is not None
+        case int():
+            return _is_whole(value, 1) and value <= _MOST
+    return value is None
 
 
 def _default(config: Any, name: str) -> Any:

@@ -186,9 +186,9 @@ def test_without_tensorboard_a_line_says_how_to_get_it(tmp_path, monkeypatch):
 def test_overwriting_a_run_deletes_what_it_showed(runs, tmp_path):
     from eqxunet.runs.directory import clear
 
-    for name in ("snapshots", "tensorboard"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "old").touch()
+    for name in ("snapshots/00000003.png", "tensorboard/events.out.tfevents.1.2"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
     (tmp_path / "progress.png").touch()
     clear(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import jax
 from rich.markup import escape
 
 from ..data.example import Progress
-from ..runs import Observer
+from ..runs import Observer, Request
 from .console import console, errors, progress_bar, stage, steps_bar, warn
 from .signals import stop_signals
 
@@ -33,14 +33,14 @@ class Terminal(Observer):
         return progress_bar(text, unit=unit)
 
     @contextmanager
-    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], bool]]:
+    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], Request]]:
         jax.clear_caches()  # 100 MB of programs that have done their work in this process
         with stop_signals(_acknowledge) as received, steps_bar(total, done) as bar:
             self.received = received
 
-            def tell(step: int, text: str) -> bool:
+            def tell(step: int, text: str) -> Request:
                 bar(step, text)
-                return bool(received)
+                return "stop" if received else "go on"
 
             yield tell
 

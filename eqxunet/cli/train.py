@@ -97,6 +97,13 @@ def train(
         int | None,
         typer.Option(min=1, help="Stop after so many epochs without a better validation IoU."),
     ] = TrainConfig.patience,
+    max_skipped: Annotated[
+        int, typer.Option(min=1, help="Steps in a row that are not finite before giving up.")
+    ] = TrainConfig.max_skipped,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(metavar="N|Nm", help="Save inside epochs: every N steps, or N minutes."),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run directory; by default a new one in runs/.")
     ] = None,
@@ -110,10 +117,10 @@ def train(
 ) -> None:
     """Trains a model; keeps its best checkpoint."""
     with stage("loading JAX"):
-        from ..runs import RUNS, RunConfig, best_of, run_training
+        from ..runs import RUNS, RunConfig, best_of, resumable, run_training
         from .observer import Terminal
 
-    before = RunConfig.read(run or RUNS / "latest") if resume else RunConfig()
+    before = resumable(run or RUNS / "latest") if resume else RunConfig()
     config = _configured(before, {n: v for n, v in context.params.items() if _given(context, n)})
     terminal = Terminal()
     outcome = run_training(
@@ -147,6 +154,9 @@ def _configured(before: "RunConfig", given: dict[str, Any]) -> "RunConfig":
         given["steps"] = None  # of a run that is resumed
     if channels := given.get("channels"):
         given["channels"] = _numbers(channels)
+    every = given.get("checkpoint_every")
+    if every is not None and every.isdecimal():
+        given["checkpoint_every"] = int(every)
     for name in ("data_dir", "start"):
         if given.get(name) is not None:
             given[name] = str(given[name])

@@ -1,14 +1,12 @@
 """What a run's validation images say about its probabilities, kept beside its checkpoints."""
 
 import dataclasses
-import json
-import os
-from pathlib import Path
 from typing import Literal
 
 from ..data import Split
-from ..errors import InputError
-from ..evaluation import Calibration, calibrate
+from ..errors import InputError, UnavailableError
+from ..evaluation import calibrate
+from .documents import write_json
 from .load import Run, calibration_file
 from .observer import Observer
 from .splits import load
@@ -36,11 +34,11 @@ def calibrated(run: Run, observer: Observer, val_split: Split | None = None) -> 
     predictor = dataclasses.replace(run.predictor(), task=task)
     with observer.progress("calibrating on val images") as progress:
         calibration = calibrate(predictor, val_split, progress=progress)
-    path = calibration_file(run.directory)
+    values = {"step": run.step, **dataclasses.asdict(calibration)}
     try:
-        _write(path, run.step, calibration)
-    except OSError as error:
-        observer.warn(f"{path}: cannot be written ({error.strerror}), and is made anew next time")
+        write_json(calibration_file(run.directory), values)
+    except UnavailableError as error:
+        observer.warn(f"{error}; it is made anew next time")
     return dataclasses.replace(run, calibration=calibration)
 
 
@@ -62,10 +60,3 @@ def with_threshold(
     if not 0 <= threshold <= 1:
         raise InputError(f"the threshold is a probability, from 0 to 1, not {threshold}")
     return run, threshold
-
-
-def _write(path: Path, step: int, calibration: Calibration) -> None:
-    text = json.dumps({"step": step, **dataclasses.asdict(calibration)}, indent=1) + "\n"
-    aside = path.with_suffix(f".{os.getpid()}.partial")  # shards may come here at once
-    aside.write_text(text)
-    aside.replace(path)

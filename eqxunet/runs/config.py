@@ -1,7 +1,6 @@
 """All that a run depends on, and the file that keeps it."""
 
 import dataclasses
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -25,12 +24,13 @@ from ..config import (
 )
 from ..errors import InputError, IntegrityError
 from ..tasks import AbstractTask, make_task
+from .documents import is_whole, read_json, shown, write_json
 
 _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 # What `config.json` holds as it is, and since a later version what it may lack.
 _PLAIN = ("data", "data_dir", "limit")
 # What may change when a run is resumed, and what the run itself has filled in.
-_EXTENDABLE = ("epochs", "steps", "patience", "max_skipped")
+_EXTENDABLE = ("epochs", "steps", "patience", "max_skipped", "checkpoint_every")
 _FILLED_IN = ("classes", "provenance", "identity")
 _LATER = {"task": "binary", "labels": None, "classes": (), "identity": None, "start": None}
 
@@ -51,7 +51,8 @@ class RunConfig:
     - `provenance`: of the weights: `{"sha256", "known_release"}`.
     - `identity`: of the data: by split, how many images, and a digest of them at training size.
 
-    Raises InputError where weights are named for an encoder that has none.
+    Raises InputError for values that cannot be meant, or where weights are named for an encoder
+    that has none.
     """
 
     model: ModelConfig = ModelConfig()
@@ -71,6 +72,15 @@ class RunConfig:
         require_choice("task", self.task, TaskName)
         if self.labels is not None:
             require_choice("labels", self.labels, Labels)
+        _require(self.limit is None or is_whole(self.limit, 1), "limit", self.limit)
+        for name in ("data", "data_dir", "weights", "start"):
+            value = getattr(self, name)
+            is_text = isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value)
+            _require(is_text or (name == "start" and value is None), name, value)
+        is_named = isinstance(self.classes, tuple) and all(isinstance(c, str) for c in self.classes)
+        _require(is_named and len(self.classes) <= 256, "classes", self.classes)
+        _require(_is_provenance(self.provenance), "provenance", self.provenance)
+        _require(_is_identity(self.identity), "identity", self.identity)
         # Where the program is called has no part in what a run is.
         object.__setattr__(self, "data", absolute(self.data))
         object.__setattr__(self, "data_dir", absolute(self.data_dir))
@@ -118,6 +128,26 @@ class RunConfig:
                 )
         return longer
 
+    def check_unchanged(self, values: Any, directory: Path) -> "RunConfig":
+        """Sees to it that this is what a checkpoint was trained with; its length may differ.
+
+        Returns what the checkpoint says, or where it is of a version that said nothing, what
+        `config.json` does.
+
+        Raises InputError that lists the differences.
+        """
+        if values is None:
+            return RunConfig.read(directory)
+        before = RunConfig.from_values(values, f"{directory}: a checkpoint's configuration")
+        lengths = {name: getattr(self.train, name) for name in _EXTENDABLE}
+        extended = dataclasses.replace(before, train=dataclasses.replace(before.train, **lengths))
+        if differences := _differences(extended, self):
+            raise InputError(
+                f"{directory}: its config.json was changed since its checkpoint was saved: "
+                f"{', '.join(differences)}; undo that, or start a new run with --from {directory}"
+            )
+        return before
+
     @classmethod
     def read(cls, directory: Path) -> "RunConfig":
         """Reads `config.json` of a run directory.
@@ -125,15 +155,29 @@ class RunConfig:
         Raises InputError where there is none, IntegrityError where it is not eqxunet's.
         """
         path = directory / "config.json"
-        if not path.is_file():
+        try:
+            values = read_json(path)
+        except FileNotFoundError:
+            if has_checkpoints(directory):
+                raise InputError(
+                    f"{directory}: its config.json is lost, without which its checkpoints, which "
+                    "stay as they are, cannot be used; put it back, or copy that of a run with the "
+                    "same options, model and data"
+                ) from None
             raise InputError(
                 f"{directory}: not a run directory (no config.json); train one first, or name "
                 "another"
-            )
+            ) from None
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}; name another run") from error
+        return cls.from_values(values, str(path))
+
+    @classmethod
+    def from_values(cls, values: Any, place: str) -> "RunConfig":
+        """What `values` gave; raises IntegrityError, which names the place, for anything else."""
         try:
-            values = json.loads(path.read_text())
             weights = values["weights"] or {"source": "auto"}
-            return cls(
+            config = cls(
                 ModelConfig(**values["model"]),
                 TrainConfig(**values["train"]),
                 **{name: values[name] for name in _PLAIN},
@@ -141,19 +185,26 @@ class RunConfig:
                 weights=weights["source"],
                 provenance={k: v for k, v in weights.items() if k != "source"} or None,
             )
+            if config.labels is not None:
+                config.make_task()
+            return config
         except InputError as error:
-            raise IntegrityError(f"{path}: {error}") from error
+            raise IntegrityError(f"{place}: {shown(error)}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
-                f"{path}: not the configuration of a run, or damaged "
-                f"({type(error).__name__}: {error}); name another run"
+                f"{place}: not the configuration of a run, or damaged "
+                f"({type(error).__name__}: {shown(error)}); name another run"
             ) from error
 
-    def write(self, directory: Path) -> None:
-        """Writes `config.json`, with the versions and the device beside the options."""
+    def values(self) -> dict[str, Any]:
+        """As `config.json` and checkpoints hold it."""
         values = dataclasses.asdict(self)
         del values["provenance"]
         values["weights"] = self.weights_record
+        return values
+
+    def write(self, directory: Path) -> None:
+        """Writes `config.json`, with the versions and the device beside the options."""
         about = {
             "versions": {"eqxunet": __version__, "python": platform.python_version()}
             | {name: version(name) for name in _VERSIONED},
@@ -164,9 +215,7 @@ class RunConfig:
             },
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        temporary = directory / "config.json.partial"
-        temporary.write_text(json.dumps(values | about, indent=2) + "\n")
-        temporary.replace(directory / "config.json")
+        write_json(directory / "config.json", self.values() | about)
 
     @property
     def weights_record(self) -> dict[str, Any] | None:
@@ -177,6 +226,12 @@ class RunConfig:
         if not self.model.has_pretrained_weights or self.start:
             return None
         return {"source": self.weights, **(self.provenance or {})}
+
+
+def has_checkpoints(directory: Path) -> bool:
+    """Whether a directory holds what a run saves."""
+    folder = directory / "checkpoints"
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
 def absolute(data: str | os.PathLike[str]) -> str:
@@ -193,13 +248,44 @@ def _differences(before: RunConfig, now: RunConfig) -> list[str]:
 
     old, new = options(before), options(now)
     return [
-        f"{_option(name, new[name])} (was {value})"
+        shown(f"{_option(name, new[name])} (was {value})")
         for name, value in old.items()
         if new[name] != value
     ]
 
 
+def _require(is_possible: bool, name: str, value: Any) -> None:
+    if not is_possible:
+        raise InputError(
+            f"{name}={shown(repr(value))} is not possible in the configuration of a run"
+        )
+
+
+def _is_provenance(value: object) -> bool:
+    return value is None or (
+        isinstance(value, Mapping) and value.keys() <= {"sha256", "known_release"}
+    )
+
+
+def _is_identity(value: object) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"train", "val"}
+        and all(
+            isinstance(split, Mapping)
+            and split.keys() == {"count", "crc32"}
+            and is_whole(split["count"])
+            and isinstance(split["crc32"], str)
+            for split in value.values()
+        )
+    )
+
+
 def _option(name: str, value: Any) -> str:
+    if name in _FILLED_IN:
+        return f"{name} {value}"
     words = "from" if name == "start" else name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{'' if value else 'no-'}{words}"

@@ -1,7 +1,8 @@
-"""The training loop of a run: steps, validation, checkpoints, records."""
+"""The training loop of a run: steps, validation, records, checkpoints."""
 
+import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
-from ..config import TrainConfig
 from ..data import Split
 from ..data.batches import steps_per_epoch
 from ..errors import DivergedError
@@ -25,10 +26,43 @@ from ..training import (
 )
 from ..training.arrays import to_arrays
 from ..training.checkpoint import BEST, Writer
-from .directory import append_metrics
-from .observer import Observer
+from .config import RunConfig
+from .observer import Observer, Request
+from .pace import Pace
+from .records import Record, append_record, best_of, is_patience_out, is_validated
 from .snapshots import IMAGES, keep_snapshot
+from .sums import EpochSums
 from .tensorboard import Log
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training reads, where it is kept, and who is told."""
+
+    trainer: Trainer
+    config: RunConfig
+    train_split: Split
+    val_split: Split
+    directory: Path
+    observer: Observer
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps an epoch."""
+        return steps_per_epoch(self.train_split, self.config.train.batch_size)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands.
+
+    - `records`: of the epochs until now.
+    - `sums`: of the epoch that it stands in.
+    """
+
+    train_state: TrainState
+    records: list[Record]
+    sums: EpochSums = EpochSums()
 
 
 @dataclass(frozen=True)
@@ -36,108 +70,150 @@ class Outcome:
     """How a training ended: at `step`, finished or stopped to be resumed."""
 
     directory: Path
-    records: list[dict[str, Any]]
+    records: list[Record]
     step: int
     is_finished: bool
 
 
 def train_epochs(
-    trainer: Trainer,
-    train_state: TrainState,
-    config: TrainConfig,
-    train_split: Split,
-    val_split: Split,
-    directory: Path,
-    checkpoints: Writer,
-    records: list[dict[str, Any]],
-    observer: Observer,
-    log: Log | None,
+    training: Training, position: Position, checkpoints: Writer, log: Log | None
 ) -> Outcome:
     """Trains to the end, until patience is out, or until the observer stops it.
 
-    Raises DivergedError after too many non-finite steps in a row.
+    Raises DivergedError after too many non-finite steps in a row, or where what would be saved is
+    not finite.
     """
-    epoch_steps = steps_per_epoch(train_split, config.batch_size)
-    total_steps = trainer.total_steps
-    schedule = learning_rate(config, config.lr, total_steps)
-    step, started, text = int(train_state.step), time.perf_counter(), ""
-    is_stopped = False
+    trainer, observer, records = training.trainer, training.observer, position.records
+    config, total_steps = training.config.train, trainer.total_steps
+    epoch_steps, schedule = training.epoch_steps, learning_rate(config, config.lr, total_steps)
+    sums, step = position.sums, int(position.train_state.step)
+    pace, clock = Pace(config.checkpoint_every), _Clock(config.batch_size)
+    request: Request = "go on"
     with observer.steps(total_steps, step) as tell:
-        window: list[StepMetrics] = []
-        for trained, metrics in fit(trainer, train_state, train_split):
+        uncounted: StepMetrics | None = None
+        text = ""
+        for trained, metrics in fit(trainer, position.train_state, training.train_split):
             step += 1
-            window.append(metrics)
-            if len(window) == 2:  # the first is done, this one runs
-                started = time.perf_counter()
+            clock.step()
             ends_epoch = step % epoch_steps == 0 or step == total_steps
-            if len(window) > 1 or ends_epoch:
+            if uncounted is not None:
                 # The step before is done, and reading it lets this one run on meanwhile.
-                done = jax.device_get(window[-1] if ends_epoch else window[-2])
-                _check(done, config.max_skipped)
-                text = f"loss {done.loss:.3f}  IoU {done.iou:.3f}"
-            is_stopped = tell(step, text)
+                sums, text = _counted(sums, uncounted, config.max_skipped, total_steps)
+            uncounted = metrics
             if ends_epoch:
-                record = _train_record(window, step, epoch_steps)
-                if len(window) > 2:  # the clock started between the second step's start and its end
-                    images = (len(window) - 2) * config.batch_size
-                    record["images_per_second"] = images / (time.perf_counter() - started)
-                record["lr"] = float(np.asarray(schedule(step - 1)))
-                tell(step, "validating")
-                validated = with_precise_statistics(trainer, trained, train_split)
-                predictor = _predictor(trainer, validated)
-                scores = score(predictor, val_split)
+                sums, text = _counted(sums, uncounted, config.max_skipped, total_steps)
+                uncounted = None
+            request = tell(step, text)
+            if ends_epoch:
+                record = {
+                    "step": step,
+                    "epoch": -(-step // epoch_steps),
+                    **sums.record(),
+                    **clock.record(),
+                    "lr": float(np.asarray(schedule(step - 1))),
+                }
+                later = tell(step, "validating")
+                request = later if request == "go on" else request
+                validated = with_precise_statistics(trainer, trained, training.train_split)
+                arrays = _finite_arrays(trainer, validated)
+                scores = score(_predictor(trainer, validated), training.val_split)
                 record |= _validation(scores)
+                # An epoch that ends here inside goes on where the run is made longer.
+                sums = EpochSums() if step % epoch_steps == 0 else sums
+                # Before its checkpoint: a record alone is written again by a run that goes on.
+                append_record(training.directory, record)
                 records.append(record)
+                _save(training, checkpoints, step, arrays, sums, record)
+                pace.saved()
                 best = best_of(records)
-                checkpoints.save(step, to_arrays(trainer, validated), {BEST: record[BEST]})
-                append_metrics(directory, record)
                 assert scores.first is not None
                 predictions = scores.first[:IMAGES]
-                keep_snapshot(directory, predictions, records, best)
+                keep_snapshot(training.directory, predictions, records, best)
                 if log:
-                    log(record, predictor.task.colours[predictions])
-                window = []
-                if observer.record(record, best is record):
+                    log(record, scores.task.colours[predictions])
+                clock = _Clock(config.batch_size)
+                if observer.record(record, best is record and is_validated(record)):
                     break
-                if config.patience and record["epoch"] - best["epoch"] >= config.patience:
+                if is_patience_out(records, config.patience):
                     observer.note(f"no better epoch in {config.patience}: stopping")
                     break
-            if is_stopped:
-                if not ends_epoch:
-                    checkpoints.save(step, to_arrays(trainer, trained))
+            elif request != "go on" or pace.is_due(step):
+                assert uncounted is not None
+                sums, text = _counted(sums, uncounted, config.max_skipped, total_steps)
+                uncounted = None
+                _save(training, checkpoints, step, _finite_arrays(trainer, trained), sums)
+                pace.saved()
+            if request == "stop":
                 break
         checkpoints.wait()
-    return Outcome(directory, records, step, is_finished=not is_stopped)
-
-
-def best_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record of the best epoch, the first of equals."""
-    return max(records, key=lambda record: record[BEST])
-
-
-def _check(metrics: StepMetrics, max_skipped: int) -> None:
-    if metrics.skipped >= max_skipped:
+    if request != "stop" and records and not is_validated(best_of(records)):
         raise DivergedError(
-            f"the loss was not finite in {metrics.skipped} steps in a row (the last: "
-            f"{metrics.loss}); lower --lr, or look at the data with `data show`"
+            "the loss on validation images was finite in no epoch; lower --lr, or look at the data "
+            "with `data show`"
         )
+    return Outcome(training.directory, records, step, is_finished=request != "stop")
 
 
-def _train_record(window: Sequence[StepMetrics], step: int, epoch_steps: int) -> dict[str, Any]:
-    values = jax.device_get(window)
-    finite = [value for value in values if value.skipped == 0]
-    return {
-        "step": step,
-        "epoch": -(-step // epoch_steps),
-        "train/loss": _finite(float(np.mean([value.loss for value in finite]))) if finite else None,
-        "train/iou": _finite(float(np.mean([value.iou for value in finite]))) if finite else None,
-        "skipped_steps": len(values) - len(finite),
-    }
+class _Clock:
+    """Times an epoch's steps, from the second one's start, when the first is done, on."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._steps = 0
+        self._started = 0.0
+
+    def step(self) -> None:
+        """Another step was started."""
+        self._steps += 1
+        if self._steps == 2:
+            self._started = time.perf_counter()
+
+    def record(self) -> dict[str, float]:
+        """The images a second until now, where there were steps enough."""
+        if self._steps <= 2:
+            return {}
+        images = (self._steps - 2) * self._batch_size
+        return {"images_per_second": images / (time.perf_counter() - self._started)}
 
 
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN."""
-    return value if value is not None and np.isfinite(value) else None
+def _counted(
+    sums: EpochSums, metrics: StepMetrics, max_skipped: int, total_steps: int
+) -> tuple[EpochSums, str]:
+    """The sums with a step, and what is said of it."""
+    done = jax.device_get(metrics)
+    if done.skipped >= min(max_skipped, total_steps):
+        raise DivergedError(
+            f"{done.skipped} steps in a row were not finite (the loss of the last: {done.loss}); "
+            "lower --lr, or look at the data with `data show`"
+        )
+    return sums.plus(done), f"loss {done.loss:.3f}  IoU {done.iou:.3f}"
+
+
+def _finite_arrays(
+    trainer: Trainer, train_state: TrainState
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """What a checkpoint keeps; raises DivergedError where that is not finite."""
+    arrays = {name: np.asarray(array) for name, array in to_arrays(trainer, train_state).items()}
+    # A step leaves nothing else behind, but statistics are taken anew.
+    if wrong := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise DivergedError(
+            f"{', '.join(wrong[:3])} would be saved, and not finite: the weights have become too "
+            "large; lower --lr"
+        )
+    return arrays
+
+
+def _save(
+    training: Training,
+    checkpoints: Writer,
+    step: int,
+    arrays: Mapping[str, Shaped[np.ndarray, "..."]],
+    sums: EpochSums,
+    record: Record | None = None,
+) -> None:
+    metrics = {BEST: record[BEST]} if record and is_validated(record) else None
+    about = {"config": training.config.values(), "epoch": dataclasses.asdict(sums)}
+    checkpoints.save(step, arrays, metrics, about)
 
 
 def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
@@ -147,8 +223,9 @@ def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
 
 def _validation(scores: Scores) -> Mapping[str, Any]:
     task = scores.task
+    loss = scores.loss
     return {
-        "val/loss": _finite(scores.loss),
+        "val/loss": loss if loss is not None and np.isfinite(loss) else None,  # JSON has no NaN
         "val/iou": float(np.mean(scores.iou)),
         "val/dice": float(np.mean(task.score("dice", scores.confusion))),
         "val/baseline_iou": baseline(task, scores.confusion)["iou"],

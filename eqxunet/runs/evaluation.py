@@ -109,7 +109,7 @@ def evaluate(
         _write(folder, metrics, rows)
         draw_examples(run, arrays, scores, folder / "examples.png")
     with observer.stage("the report"):
-        write_report(run, arrays, scores, metrics, rows, folder / "report.html")
+        write_report(run, arrays, scores, metrics, rows, folder / "report.html", observer)
     observer.note(f"written: metrics.json, per_image.csv, examples.png and report.html in {folder}")
     return metrics
 

@@ -1,6 +1,5 @@
 """A trained run, ready for inference."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..tasks import AbstractTask
 from ..training.checkpoint import Restored, restore
 from .config import RunConfig
 from .directory import RUNS
+from .documents import is_number, read_json, shown
 from .observer import Observer
 
 
@@ -77,10 +77,22 @@ def load_run(
         )
     for damage in restored.damaged:
         (observer or Observer()).warn(f"a damaged checkpoint was passed over: {damage}")
+    if (values := restored.about.get("config")) is not None:
+        saved = RunConfig.from_values(values, f"{directory}: a checkpoint's configuration")
+        for name in ("model", "task", "labels", "classes"):
+            if getattr(saved, name) != getattr(config, name):
+                raise IntegrityError(
+                    f"{directory}: its config.json was changed since its checkpoint was saved: "
+                    f"{name} was {shown(getattr(saved, name))}; undo that"
+                )
     return _as_run(directory, config, restored)
 
 
 def _as_run(directory: Path, config: RunConfig, restored: Restored) -> Run:
+    if config.labels is None:
+        raise IntegrityError(
+            f"{directory}: its config.json does not say what its labels are; train anew"
+        )
     task = config.make_task()
     # Shapes alone: drawing random weights would take seconds.
     model, state = eqx.filter_eval_shape(
@@ -109,15 +121,41 @@ def _read_calibration(directory: Path, step: int) -> Calibration | None:
     """The calibration of the weights of a step, if there is one."""
     path = calibration_file(directory)
     try:
-        values = json.loads(path.read_text())
-        return Calibration(**values) if values.pop("step") == step else None
+        values = read_json(path)
+        calibration = Calibration(**values) if values.pop("step") == step else None
+        if calibration is not None and not _is_calibration(calibration):
+            raise ValueError("its values cannot be those of a calibration")
+        return calibration
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (IntegrityError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(
-            f"{path}: cannot be read ({error}); remove it, and"
+            f"{path}: cannot be read ({shown(error).removeprefix(f'{path}: ')}); remove it, and"
             f" `eval --threshold auto` makes it anew"
         ) from error
+
+
+def _is_calibration(values: Calibration) -> bool:
+    numbers = (values.temperature, values.ece, values.ece_before, values.threshold)
+    tables = [values.bins, *([] if values.curve is None else [values.curve])]
+    names = [("confidence", "accuracy", "count"), ("threshold", "dice", "precision", "recall")]
+    return (
+        all(map(is_number, numbers))
+        and values.temperature > 0
+        and 0 <= values.threshold <= 1
+        and all(map(_is_table, tables, names))
+    )
+
+
+def _is_table(table: object, names: tuple[str, ...]) -> bool:
+    """Whether it holds columns of numbers that are as long as each other."""
+    if not isinstance(table, dict) or table.keys() != set(names):
+        return False
+    columns = table.values()
+    return (
+        all(isinstance(column, list) and all(map(is_number, column)) for column in columns)
+        and len({len(column) for column in columns}) == 1
+    )
 
 
 Picture = predictor.Picture

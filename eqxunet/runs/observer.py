@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from ..data.example import Progress
 
+Request = Literal["go on", "save", "stop"]
+"""What is to be done after a step: nothing, save a checkpoint, or save one and leave."""
+
 
 class Observer:
     """Is told what goes on; this one shows warnings alone, and stops nothing."""
@@ -22,12 +25,13 @@ class Observer:
         return nullcontext(lambda done, total: None)
 
     @contextmanager
-    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], bool]]:
+    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], Request]]:
         """Training; yields what is called with the steps done and a text, after each of them.
 
-        Where that returns true, the run is saved at this step and left, to be resumed.
+        Where that returns "save", a checkpoint is saved at this step; where it returns "stop", it
+        is saved and the run left, to be resumed.
         """
-        yield lambda step, text: False
+        yield lambda step, text: "go on"
 
     def record(self, record: Mapping[str, Any], is_best: bool) -> bool:
         """A line of `metrics.jsonl`; true ends the run here, as `patience` does."""

@@ -10,8 +10,8 @@ from jaxtyping import Int
 
 from ..data import Split
 from ..evaluation import Scores, score
-from .epochs import best_of
 from .load import Run
+from .records import best_of
 from .snapshots import read_snapshots
 
 _PICTURED = 8

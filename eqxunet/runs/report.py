@@ -10,8 +10,9 @@ import numpy as np
 
 from ..data import Split
 from ..evaluation import Scores
-from .directory import read_metrics
 from .load import Run
+from .observer import Observer
+from .records import read_records
 
 if TYPE_CHECKING:
     from ..report import Picture
@@ -24,6 +25,7 @@ def write_report(
     metrics: dict[str, Any],
     rows: list[dict[str, Any]],
     path: Path,
+    observer: Observer,
 ) -> None:
     """Writes the page of detailed scores; of validation, what the run's calibration holds."""
     # Jinja2 and Matplotlib take a second, which scores can do without.
@@ -45,7 +47,7 @@ def write_report(
         rows,
         scores.task.classes,
         scores.task.colours,
-        read_metrics(run.directory),
+        read_records(run.directory, observer.warn),
         config,
     )
     save_report(report, _pictures(split, scores), path)

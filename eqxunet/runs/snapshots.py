@@ -8,6 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ..errors import UnavailableError
+from ..storage import replacing
+
 FOLDER = "snapshots"
 IMAGES = 4  # of the validation split, from its first on
 _MOST = 24  # epochs that are kept, beside the best and the latest
@@ -27,11 +30,17 @@ def keep_snapshot(
     Arguments:
 
     - `records`: of all epochs until now.
+
+    Raises UnavailableError where it cannot be written.
     """
-    (directory / FOLDER).mkdir(exist_ok=True)
-    temporary = directory / FOLDER / "partial"
-    Image.fromarray(np.hstack(list(predictions))).save(temporary, "PNG")
-    temporary.replace(_path(directory, records[-1]))
+    try:
+        (directory / FOLDER).mkdir(exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{directory / FOLDER}: cannot be made ({error.strerror}); free space there"
+        ) from error
+    with replacing(_path(directory, records[-1])) as file:
+        Image.fromarray(np.hstack(list(predictions))).save(file, "PNG")
     stride = 1
     while len(records) > _MOST * stride:
         stride *= 2  # so that what is kept was kept before

@@ -79,8 +79,8 @@ def with_identity(config: RunConfig, splits: Splits, directory: Path) -> RunConf
     if changed:
         raise InputError(
             f"{config.data}: is not what {directory} was trained on, to the pixel: "
-            f"{', '.join(changed)}; restore the images (and where their number is the same, the "
-            "version of Pillow in its config.json), or start another run"
+            f"{', '.join(changed)}; put the images back (and where their number is the same, "
+            f"the version of Pillow in its config.json), or start a new run with --from {directory}"
         )
     classes = config.classes or classes_of(splits)
     return dataclasses.replace(config, identity=now, classes=classes)

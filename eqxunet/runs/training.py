@@ -1,6 +1,7 @@
 """A training run from configuration to pictures: all that the command `train` does."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -13,28 +14,35 @@ import jax
 from ..config import TrainConfig
 from ..data import Split, label_kind
 from ..data.batches import steps_per_epoch
+from ..data.complaints import some_of
 from ..errors import InputError
 from ..models import build
+from ..models.leaves import named_leaves
 from ..training import Trainer, TrainState, initialise
 from ..training.arrays import from_arrays
-from ..training.checkpoint import Writer, restore
+from ..training.checkpoint import Restored, Writer, restore
+from ..training.optimizer import is_encoder_frozen
 from .calibration import calibrated
 from .config import RunConfig
 from .directory import (
     RUNS,
+    busy_first,
     check_directory,
+    check_latest,
+    check_room,
     clear,
-    keep_metrics_until,
     locked,
     new_directory,
     point_latest,
 )
-from .epochs import Outcome, train_epochs
+from .epochs import Outcome, Position, Training, train_epochs
 from .load import Run, load_run
 from .observer import Observer
 from .pictures import draw_training
+from .records import Record, is_patience_out, read_records, write_records
 from .splits import load_splits, with_identity
 from .start import from_run, weights_file, with_weights
+from .sums import EpochSums
 from .tensorboard import check_tensorboard, tensorboard_log
 
 
@@ -102,7 +110,7 @@ def run_training(
         raise InputError("one either goes on with a run or overwrites it; choose one of them")
     if resume:
         chosen = Path(directory or RUNS / "latest")
-        before = RunConfig.read(chosen)
+        before = resumable(chosen)
         config = before if config is None else before.extended(config)
     else:
         config = config or RunConfig()
@@ -111,11 +119,14 @@ def run_training(
         if config.start:
             RunConfig.read(Path(config.start))  # before images are decoded
         if directory is None:
+            check_latest(None)
             chosen = new_directory(config.model.encoder)
         else:
             chosen = Path(directory)
-            check_directory(chosen, overwrite=True)
+            with busy_first(chosen):
+                check_directory(chosen, overwrite=True)
     chosen = Path(os.path.realpath(chosen))
+    check_latest(chosen)
     try:
         with locked(chosen):
             if not resume:
@@ -124,7 +135,8 @@ def run_training(
                 config, chosen, observer, resume=resume, tensorboard=tensorboard
             )
             if outcome.is_finished and outcome.records:
-                # Here, where the memory that training took is free again.
+                # Here, where the memory that training took is free again; and again where a run is
+                # resumed at its end, since what was killed here has to be finished.
                 run = calibrated(load_run(chosen, observer=observer), observer, val_split)
                 draw_training(run, outcome.records, val_split)
                 observer.note(f"pictures: curves, predictions and progress.png in {chosen}")
@@ -139,16 +151,30 @@ def run_training(
         ) from error
 
 
+def resumable(directory: Path) -> RunConfig:
+    """The configuration of a run that is to be resumed.
+
+    Raises BusyError where another process trains in it, and what `RunConfig.read` raises.
+    """
+    with busy_first(directory):
+        return RunConfig.read(directory)
+
+
 def _train(
     config: RunConfig, directory: Path, observer: Observer, *, resume: bool, tensorboard: bool
 ) -> tuple[Outcome, Split]:
     """Trains; returns how that ended, and the validation split."""
+    # What can be refused without decoding images comes before it.
+    restored = _restored(directory, observer) if resume else None
+    before = config
+    if restored is not None:
+        before = config.check_unchanged(restored.about.get("config"), directory)
+    check_room(directory, _checkpoint_bytes(config, restored))
     weights = None if resume else weights_file(config, observer)
     splits = load_splits(config, observer)
     config = with_identity(config, splits, directory)
-    train_split = splits["train"]
-    epoch_steps = steps_per_epoch(train_split, config.train.batch_size)
-    total_steps = config.train.steps or config.train.epochs * epoch_steps
+    epoch_steps = steps_per_epoch(splits["train"], config.train.batch_size)
+    total_steps = _total_steps(config.train, epoch_steps, restored)
     task = config.make_task()
     with observer.stage("building the model"):
         # Jitted as one program, which the compilation cache keeps, instead of many small ones.
@@ -161,41 +187,42 @@ def _train(
         trainer, train_state = eqx.filter_jit(initialise)(
             model, state, config.train, task, total_steps
         )
-    records: list[dict[str, Any]] = []
-    if resume:
-        trainer, train_state, records = _resumed(trainer, train_state, directory, observer)
+    position = Position(train_state, [])
+    if restored is not None:
+        trainer, position = _resumed(
+            trainer, train_state, restored, epoch_steps, directory, observer
+        )
+        # A longer one than the checkpoint was saved for goes on.
+        is_longer = total_steps > _total_steps(before.train, epoch_steps, None)
+        if _is_stopped_early(position.records, restored, config.train) and not is_longer:
+            observer.note(
+                f"stopped already after step {restored.step}, with no better epoch in "
+                f"{config.train.patience}; it goes on with more of --patience or --epochs"
+            )
+            outcome = Outcome(directory, position.records, restored.step, is_finished=True)
+            return outcome, splits["val"]
     else:
         # All that can be wrong with the input was said by now: until here nothing is deleted.
-        clear(directory)
+        _clear(directory, observer)
     config.write(directory)
     point_latest(directory)
     _warn_of_cpu(config.train, observer)
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
+    size = config.model.size
     observer.note(
         f"{config.model.encoder} U-Net, {trained:,} trained parameters, on {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}; {len(train_split)} training and {len(splits['val'])} "
-        f"validation images at {config.model.size} x {config.model.size} pixels"
+        f"{jax.devices()[0].device_kind}; {len(splits['train'])} training and "
+        f"{len(splits['val'])} validation images at {size} x {size} pixels"
     )
-    logging = tensorboard_log(directory, records) if tensorboard else nullcontext()
+    training = Training(trainer, config, splits["train"], splits["val"], directory, observer)
+    logging = tensorboard_log(directory, position.records) if tensorboard else nullcontext()
     with Writer(directory / "checkpoints") as checkpoints, logging as log:
-        outcome = train_epochs(
-            trainer,
-            train_state,
-            config.train,
-            train_split,
-            splits["val"],
-            directory,
-            checkpoints,
-            records,
-            observer,
-            log,
-        )
+        outcome = train_epochs(training, position, checkpoints, log)
     return outcome, splits["val"]
 
 
-def _resumed(
-    trainer: Trainer, train_state: TrainState, directory: Path, observer: Observer
-) -> tuple[Trainer, TrainState, list[dict[str, Any]]]:
+def _restored(directory: Path, observer: Observer) -> Restored:
+    """The latest checkpoint; raises InputError where there is none."""
     restored = restore(directory / "checkpoints")
     if restored is None:
         raise InputError(
@@ -204,13 +231,73 @@ def _resumed(
         )
     for damage in restored.damaged:
         observer.warn(f"a damaged checkpoint was passed over: {damage}")
+    return restored
+
+
+def _checkpoint_bytes(config: RunConfig, restored: Restored | None) -> int:
+    """What a checkpoint takes, of a new run estimated: parameters, and Adam's two moments."""
+    if restored is not None:
+        return sum(array.nbytes for array in restored.arrays.values())
+    model, _ = eqx.filter_eval_shape(build, config.model, outputs=1, key=jax.random.key(0))
+    kept, trained = [
+        sum(math.prod(leaf.shape) for leaf in named_leaves(part).values())
+        for part in (model, model.decoder if is_encoder_frozen(model, config.train) else model)
+    ]
+    return 4 * (kept + 2 * trained)
+
+
+def _total_steps(config: TrainConfig, epoch_steps: int, restored: Restored | None) -> int:
+    """At which step a run ends; raises InputError where it is further already."""
+    total = config.steps or config.epochs * epoch_steps
+    if total >= 2**31:
+        raise InputError(f"{total} steps are more than can be counted; lower --epochs or --steps")
+    if restored is not None and restored.step > total:
+        raise InputError(
+            f"a resumed run can be made longer, not shorter: it has done {restored.step} steps "
+            f"and was to end after {total}; raise --epochs or --steps"
+        )
+    return total
+
+
+def _resumed(
+    trainer: Trainer,
+    train_state: TrainState,
+    restored: Restored,
+    epoch_steps: int,
+    directory: Path,
+    observer: Observer,
+) -> tuple[Trainer, Position]:
     trainer, train_state = from_arrays(trainer, train_state, restored.arrays)
-    records = keep_metrics_until(directory, restored.step)
+    epoch = restored.about.get("epoch")
+    sums = EpochSums() if epoch is None else EpochSums.read(epoch, directory)
+    # Later epochs are recorded again, and so is one inside which a shorter run ended.
+    total = trainer.total_steps
+    records = [
+        record
+        for record in read_records(directory, observer.warn)
+        if record["step"] <= restored.step
+        and (record["step"] % epoch_steps == 0 or record["step"] == total)
+    ]
+    write_records(directory, records)
     observer.note(
-        f"resuming after step {restored.step} of {trainer.total_steps}, where the learning rate's "
-        "schedule ends"
+        f"resuming after step {restored.step} of {total}, where the learning rate's schedule ends"
     )
-    return trainer, train_state, records
+    return trainer, Position(train_state, records, sums)
+
+
+def _is_stopped_early(records: list[Record], restored: Restored, config: TrainConfig) -> bool:
+    """Whether patience was out at a checkpoint."""
+    is_at_record = bool(records) and records[-1]["step"] == restored.step
+    return is_at_record and is_patience_out(records, config.patience)
+
+
+def _clear(directory: Path, observer: Observer) -> None:
+    """Deletes what a run wrote, and says what that was."""
+    deleted, kept = clear(directory)
+    if deleted:
+        observer.note(f"deleted in {directory}: {some_of(deleted)}")
+    if kept:
+        observer.warn(f"{directory}: left what is not of a run: {some_of(kept)}")
 
 
 def _warn_of_cpu(config: TrainConfig, observer: Observer) -> None:

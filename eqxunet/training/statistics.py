@@ -38,7 +38,8 @@ def precise_statistics(
     joined = []
     for statistics in zip(*of_batches, strict=True):
         mean, var = (np.stack([each[name] for each in statistics]) for name in ("mean", "var"))
-        joined.append({"mean": mean.mean(0), "var": var.mean(0) + mean.var(0)})
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever keeps them looks at them
+            joined.append({"mean": mean.mean(0), "var": var.mean(0) + mean.var(0)})
     return _with_statistics(state, norms, joined)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from ..config import TrainConfig
 from ..data.augment import augment, to_float
@@ -92,10 +92,12 @@ def initialise(
         encoder = eqx.nn.inference_mode(model.encoder)
         model = eqx.tree_at(lambda model: model.encoder, model, encoder)
     trainable, frozen = eqx.partition(model, trainable_mask(model, config))
+    with np.errstate(over="ignore"):  # the first step finds what that leads to
+        lr = jnp.asarray(config.lr, jnp.float32)
     trainer = Trainer(
         frozen,
         jnp.asarray(config.seed, jnp.int32),
-        jnp.asarray(config.lr, jnp.float32),
+        lr,
         task,
         dataclasses.replace(config, seed=0, lr=1.0),
         total_steps,
@@ -168,7 +170,8 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One update. `inputs` is kept, `train_state` is donated: use only the returned one.
 
-    Where the loss or the gradient's norm is not finite, the step changes nothing but its counts.
+    Where the loss, the gradient's norm, or anything that the step would leave behind is not finite,
+    it changes nothing but its counts.
     """
     trainer, batch = inputs
     task = trainer.task
@@ -182,7 +185,7 @@ def train_step(
         gradient, train_state.opt_state, train_state.trainable
     )
     trainable = eqx.apply_updates(train_state.trainable, updates)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _is_finite((trainable, state, opt_state))
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (trainable, state, opt_state),
@@ -199,6 +202,13 @@ def train_step(
     trainable, state, opt_state = kept
     train_state = TrainState(trainable, state, opt_state, train_state.step + 1, skipped)
     return train_state, StepMetrics(loss, iou, norm, skipped)
+
+
+def _is_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether all numbers of a tree are finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+    # What is not finite is NaN times 0; XLA sums on CPUs faster than it compares.
+    return jnp.isfinite(jnp.stack([jnp.sum(leaf * 0) for leaf in leaves]).sum())
 
 
 def prepare(

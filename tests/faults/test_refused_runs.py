@@ -1,0 +1,33 @@
+"""What cannot be kept is said before any work."""
+
+import os
+
+import pytest
+from processes import SMALL, run
+
+pytestmark = pytest.mark.faults
+# As root, one may write wherever one likes, unless that is taken away.
+PLAIN = (
+    ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override")
+    if os.geteuid() == 0
+    else ()
+)
+
+
+@pytest.mark.parametrize("place", ["locked", "locked/run"])
+def test_a_place_that_cannot_be_written_is_said_before_images_are_decoded(tmp_path, place):
+    """A run's folder, and the folder that it would be made in."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    code, said = run("train", *SMALL, "--run", place, cwd=tmp_path, prefix=PLAIN)
+    assert code == 6, said
+    assert "cannot be written (Permission denied)" in said
+    assert "decoding" not in said and "Traceback" not in said
+    assert list(folder.iterdir()) == []
+
+
+def test_a_learning_rate_that_overflows_ends_with_its_code(tmp_path):
+    options = [*SMALL, "--lr", "1e39", "--schedule", "constant", "--epochs", 2]
+    code, said = run("train", *options, "--max-skipped", 4, "--run", "run", cwd=tmp_path)
+    assert code == 4, said
+    assert "4 steps in a row were not finite" in said and "Warning" not in said

@@ -1,0 +1,291 @@
+"""What a run does from its start to its end: interrupted, resumed, made longer, diverged."""
+
+import dataclasses
+import json
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from pictures import write_plain
+
+import eqxunet as eu
+from eqxunet.cli.train import _configured as options_of_train
+from eqxunet.errors import DivergedError, InputError
+from eqxunet.runs import epochs, run_training
+from eqxunet.runs.records import read_records
+from eqxunet.training.checkpoint import BEST, Writer, restore
+
+CONFIG = eu.RunConfig(
+    model=eu.ModelConfig(channels=(4, 8), size=16),
+    train=eu.TrainConfig(epochs=2, batch_size=4, schedule="constant", lr=3e-3),
+    data="synthetic",
+    limit=12,
+)
+EPOCH = 3  # steps
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Ends a training after its last checkpoint; returns the directories that were drawn in."""
+    drawn = []
+    monkeypatch.setattr("eqxunet.runs.training.calibrated", lambda run, *_: run)
+    monkeypatch.setattr(
+        "eqxunet.runs.training.draw_training", lambda run, *_: drawn.append(run.directory)
+    )
+    return drawn
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """The steps that were saved, with whether they were scored and what stood in the records."""
+    saved = []
+    save = Writer.save
+
+    def note(self, step, arrays, metrics=None, about=None):
+        records = read_records(self._directory.parent, pytest.fail)
+        saved.append((step, bool(metrics), [record["step"] for record in records]))
+        save(self, step, arrays, metrics, about)
+
+    monkeypatch.setattr(Writer, "save", note)
+    return saved
+
+
+class Asking(eu.Observer):
+    """Asks for something after some steps, and keeps what it was told."""
+
+    def __init__(self, requests=()):
+        self.requests = dict(requests)
+        self.told = []
+        self.done = []
+
+    @contextmanager
+    def steps(self, total, done):
+        def tell(step, text):
+            self.done.append(step)
+            return self.requests.pop(step, "go on")
+
+        yield tell
+
+    def note(self, text):
+        self.told.append(text)
+
+    warn = note
+
+
+def train(directory, observer=None, resume=False, **changes):
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+    given = None if resume and not changes else config
+    return run_training(given, directory, observer or Asking(), resume=resume)
+
+
+def told(directory):
+    """The records, without what a clock measured."""
+    records = read_records(directory, pytest.fail)
+    return [{k: v for k, v in each.items() if k != "images_per_second"} for each in records]
+
+
+def bits(directory):
+    restored = restore(directory / "checkpoints")
+    return restored.step, {name: array.tobytes() for name, array in restored.arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, new_cache):
+    """Runs that nothing interrupted: of 2 epochs, and of 7 steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(new_cache()))
+        patch.setattr("eqxunet.runs.training.calibrated", lambda run, *_: run)
+        patch.setattr("eqxunet.runs.training.draw_training", lambda *_: None)
+        folder = tmp_path_factory.mktemp("whole")
+        train(folder / "epochs")
+        train(folder / "steps", steps=7)
+        yield folder
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole, tmp_path):
+    """Stopped inside the first epoch, between two, and inside the second."""
+    run = tmp_path / "run"
+    for resume, stop in ((False, 2), (True, 3), (True, 5)):
+        outcome = train(run, Asking({stop: "stop"}), resume=resume)
+        assert (outcome.step, outcome.is_finished) == (stop, False)
+    assert train(run, resume=True).is_finished
+    assert told(run) == told(whole / "epochs") and len(told(run)) == 2
+    assert bits(run) == bits(whole / "epochs")
+
+
+def test_a_run_that_ended_inside_an_epoch_can_be_made_longer(whole, tmp_path):
+    run = tmp_path / "run"
+    train(run, steps=2)
+    assert [record["step"] for record in told(run)] == [2]
+    train(run, resume=True, steps=4)
+    assert [(record["step"], record["epoch"]) for record in told(run)] == [(3, 1), (4, 2)]
+    train(run, resume=True, steps=7)
+    assert [record["epoch"] for record in told(run)] == [1, 2, 3]
+    assert told(run) == told(whole / "steps") and bits(run) == bits(whole / "steps")
+    with pytest.raises(InputError, match="longer, not shorter: .* 7 steps"):
+        run_training(
+            options_of_train(eu.RunConfig.read(run), {"epochs": 2}), run, Asking(), resume=True
+        )
+
+
+def test_checkpoints_inside_epochs_have_no_scores_and_records_come_first(tmp_path, saves):
+    train(tmp_path / "run", Asking({5: "save"}), checkpoint_every=2)
+    assert saves == [
+        (2, False, []), (3, True, [3]), (4, False, [3]), (5, False, [3]), (6, True, [3, 6]),
+    ]  # fmt: skip
+    restored = restore(tmp_path / "run" / "checkpoints")
+    assert restored.about["config"]["train"]["checkpoint_every"] == 2
+    assert restored.about["epoch"]["steps"] == 0
+    saves.clear()
+    train(tmp_path / "run", resume=True, epochs=3, checkpoint_every="9999m")
+    assert saves == [(9, True, [3, 6, 9])]
+
+
+def finite_steps(directory):
+    steps = []
+    for path in (directory / "checkpoints").glob("*"):
+        steps.append(int(path.name))
+    for which in ("latest", "best"):
+        restored = restore(directory / "checkpoints", which)
+        assert restored is None or all(
+            np.isfinite(array).all() for array in restored.arrays.values()
+        )
+    return sorted(steps)
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_learning_rate_that_overflows_saves_nothing(tmp_path, steps):
+    """The gradient is finite in every step; of two steps, five cannot be skipped."""
+    with pytest.raises(DivergedError, match="in a row were not finite"):
+        train(tmp_path / "run", lr=1e39, steps=steps)
+    assert finite_steps(tmp_path / "run") == ([] if steps else [3])
+    assert all(
+        record["train/loss"] is None or np.isfinite(record["train/loss"])
+        for record in told(tmp_path / "run")
+    )
+
+
+def test_weights_without_finite_statistics_are_not_saved(tmp_path):
+    """After the first step they are finite, and a batch's statistics not."""
+    with pytest.raises(DivergedError, match="would be saved, and not finite.*lower --lr"):
+        train(tmp_path / "run", lr=1e30, steps=1)
+    assert finite_steps(tmp_path / "run") == [] and told(tmp_path / "run") == []
+
+
+def test_scores_of_logits_that_are_not_finite_are_never_the_best(tmp_path, monkeypatch, saves):
+    score, calls = epochs.score, []
+
+    def broken(*arguments):
+        calls.append(1)
+        scores = score(*arguments)
+        losses = np.full_like(scores.losses, np.nan)
+        return dataclasses.replace(scores, losses=losses) if len(calls) != 2 else scores
+
+    monkeypatch.setattr(epochs, "score", broken)
+    best = []
+
+    class Watching(Asking):
+        def record(self, record, is_best):
+            best.append(is_best)
+            return False
+
+    train(tmp_path / "run", Watching(), epochs=3, lr=1e-30)
+    assert best == [False, True, False]
+    assert [scored for _, scored, _ in saves] == [False, True, False]
+    assert restore(tmp_path / "run" / "checkpoints", "best").step == 6
+    with pytest.raises(DivergedError, match="finite in no epoch"):
+        train(tmp_path / "none", epochs=1)
+
+
+def test_a_run_that_patience_ended_stays_ended(tmp_path, no_pictures, monkeypatch):
+    """No epoch is better than the first."""
+    scores = {"val/loss": 0.5, "val/iou": 0.5, "val/dice": 0.5, "val/baseline_iou": 0.5}
+    monkeypatch.setattr(epochs, "_validation", lambda _: scores)
+    run = tmp_path / "run"
+    outcome = train(run, epochs=9, patience=1)
+    assert outcome.step == 2 * EPOCH and outcome.is_finished
+    again = Asking()
+    outcome = train(run, again, resume=True)
+    assert (outcome.step, outcome.is_finished, again.done) == (2 * EPOCH, True, [])
+    assert any("stopped already after step 6" in text for text in again.told)
+    assert no_pictures == [run, run]
+    config = eu.RunConfig.read(run)
+    more = options_of_train(config, {"patience": 2})
+    assert run_training(more, run, Asking(), resume=True).step == 3 * EPOCH
+    longer = options_of_train(eu.RunConfig.read(run), {"epochs": 10})
+    assert run_training(longer, run, Asking(), resume=True).step == 4 * EPOCH
+
+
+def test_what_was_interrupted_after_the_last_step_is_done_by_resuming(
+    tmp_path, no_pictures, monkeypatch
+):
+    run, steps = tmp_path / "run", Asking()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("eqxunet.runs.training.draw_training", interrupted)
+        train(run, epochs=1)
+    assert restore(run / "checkpoints").metrics.keys() == {BEST}
+    assert train(run, steps, resume=True).is_finished
+    assert no_pictures == [run] and steps.done == []
+
+
+def test_a_changed_configuration_is_refused_before_images_are_decoded(whole, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    train(run, epochs=1)
+    before = bits(run)
+    path = run / "config.json"
+    text = path.read_text()
+    values = json.loads(text)
+    values["train"] |= {"lr": 0.5, "augment": False}
+    path.write_text(json.dumps(values))
+    monkeypatch.setattr("eqxunet.runs.training.load_splits", pytest.fail)
+    with pytest.raises(
+        InputError, match=r"changed .* --lr 0.5 \(was 0.003\), --no-augment .*--from"
+    ):
+        train(run, resume=True)
+    values = json.loads(text)
+    values["model"]["size"] = 4096
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"--size 4096 \(was 16\)"):
+        train(run, resume=True)
+    with pytest.raises(eu.errors.IntegrityError, match="model was ModelConfig.*undo that"):
+        eu.load_run(run)
+    assert bits(run) == before
+
+
+def test_other_data_are_refused_and_stay_so(tmp_path):
+    folder = write_plain(tmp_path / "mine", [f"p{i:02}" for i in range(15)])
+    run = tmp_path / "run"
+    config = dataclasses.replace(CONFIG, data=str(folder), limit=None)
+    run_training(config, run, Asking({1: "stop"}))
+    before, text = bits(run), (run / "config.json").read_text()
+    write_plain(folder, [f"q{i:02}" for i in range(24)])
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"images then, .* put the images back .*--from"):
+            run_training(None, run, Asking(), resume=True)
+    assert bits(run) == before and (run / "config.json").read_text() == text
+
+
+def test_overwriting_says_what_it_deletes(tmp_path):
+    run = tmp_path / "run"
+    train(run, epochs=1)
+    (run / "eval").mkdir()
+    (run / "eval" / "mine.txt").write_text("precious")
+    observer = Asking()
+    run_training(dataclasses.replace(CONFIG), run, observer, overwrite=True)
+    said = "\n".join(observer.told)
+    assert f"deleted in {run}: checkpoints/3" in said
+    assert "left what is not of a run: eval/mine.txt" in said
+    assert (run / "eval" / "mine.txt").read_text() == "precious"
+
+
+def test_options_of_the_command_line_become_the_configuration():
+    given = options_of_train(CONFIG, {"max_skipped": 9, "checkpoint_every": "50"}).train
+    assert (given.max_skipped, given.checkpoint_every) == (9, 50)
+    assert options_of_train(CONFIG, {"checkpoint_every": "10m"}).train.checkpoint_every == "10m"
+    for wrong in ("0", "m", "-1", "1h", "1.5m", ""):
+        with pytest.raises(InputError, match="checkpoint_every="):
+            options_of_train(CONFIG, {"checkpoint_every": wrong})
