@@ -24,6 +24,7 @@ from benchmarks.processes import machine
 from eqxunet.data.augment import to_float
 from eqxunet.data.batches import padded_batches
 from eqxunet.evaluation import forward
+from eqxunet.runs import Request
 
 
 class Clock(eu.Observer):
@@ -34,11 +35,11 @@ class Clock(eu.Observer):
         self._last_step = 0.0
 
     @contextmanager
-    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], bool]]:
-        def tell(step: int, text: str) -> bool:
+    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], Request]]:
+        def tell(step: int, text: str) -> Request:
             if text != "validating":
                 self._last_step = time.perf_counter()
-            return False
+            return "go on"
 
         yield tell
 

@@ -224,7 +224,7 @@ def test_an_observer_that_stops_in_an_epoch_leaves_what_resumes(tmp_path):
     class Stopping(eu.Observer):
         @contextmanager
         def steps(self, total, done):
-            yield lambda step, text: step == 2
+            yield lambda step, text: "stop" if step == 2 else "go on"
 
     with pytest.raises(InputError, match="no validated checkpoint yet"):
         eu.train(CONFIG, tmp_path / "a", observer=Stopping())

@@ -10,6 +10,7 @@ from .load import Run as Run
 from .load import load_run as load_run
 from .load import predict as predict
 from .observer import Observer as Observer
+from .observer import Request as Request
 from .prediction import Predictions as Predictions
 from .prediction import predict_files as predict_files
 from .training import run_training as run_training

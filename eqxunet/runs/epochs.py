@@ -75,7 +75,8 @@ def train_epochs(
                 done = jax.device_get(window[-1] if ends_epoch else window[-2])
                 _check(done, config.max_skipped)
                 text = f"loss {done.loss:.3f}  IoU {done.iou:.3f}"
-            is_stopped = tell(step, text)
+            request = tell(step, text)
+            is_stopped = request == "stop"
             if ends_epoch:
                 record = _train_record(window, step, epoch_steps)
                 if len(window) > 2:  # the clock started between the second step's start and its end
@@ -102,9 +103,9 @@ def train_epochs(
                 if config.patience and record["epoch"] - best["epoch"] >= config.patience:
                     observer.note(f"no better epoch in {config.patience}: stopping")
                     break
+            if request != "go on" and not ends_epoch:
+                checkpoints.save(step, to_arrays(trainer, trained))
             if is_stopped:
-                if not ends_epoch:
-                    checkpoints.save(step, to_arrays(trainer, trained))
                 break
         checkpoints.wait()
     return Outcome(directory, records, step, is_finished=not is_stopped)

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from ..data.example import Progress
 
+Request = Literal["go on", "save", "stop"]
+"""What training does after a step: saves a checkpoint and goes on, or saves one and leaves."""
+
 
 class Observer:
     """Is told what goes on; this one shows warnings alone, and stops nothing."""
@@ -22,12 +25,12 @@ class Observer:
         return nullcontext(lambda done, total: None)
 
     @contextmanager
-    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], bool]]:
+    def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], Request]]:
         """Training; yields what is called with the steps done and a text, after each of them.
 
-        Where that returns true, the run is saved at this step and left, to be resumed.
+        What that returns is done at this step; a run that is left can be resumed.
         """
-        yield lambda step, text: False
+        yield lambda step, text: "go on"
 
     def record(self, record: Mapping[str, Any], is_best: bool) -> bool:
         """A line of `metrics.jsonl`; true ends the run here, as `patience` does."""
