@@ -20,6 +20,7 @@ def compare(
     ],
     split: Annotated[SplitName, typer.Option(help="Split that is scored.")] = "test",
     threshold: Threshold = "0.5",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for a picture, a table of all images, and JSON.")
     ] = None,
@@ -34,6 +35,7 @@ def compare(
         run,
         split,
         threshold=threshold,
+        limit=limit,
         out=out,
         overwrite=overwrite,
         observer=Terminal(),

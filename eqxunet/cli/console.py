@@ -1,7 +1,6 @@
 """The terminal: consoles, progress bars, and what several commands say."""
 
 import errno
-import io
 import os
 import sys
 import time
@@ -33,7 +32,8 @@ class _Console(Console):
     """Shows texts as they are: none is markup, and no control character of theirs gets through."""
 
     def __init__(self, name: Literal["stdout", "stderr"], **options: Any):
-        super().__init__(file=_Stream(name), highlight=False, emoji=False, markup=False, **options)
+        stream: Any = _Stream(name)  # as much of a file as a console asks for
+        super().__init__(file=stream, highlight=False, emoji=False, markup=False, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -45,7 +45,7 @@ class _Console(Console):
                 yield Segment(printable_lines(segment.text), segment.style)
 
 
-class _Stream(io.TextIOBase):
+class _Stream:
     """A standard stream of the process, for as long as there is one.
 
     What a terminal would get that was closed is lost, so that a training can still be saved.

@@ -238,4 +238,4 @@ def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
 
 
 def _crc32_of(names: Sequence[str]) -> int:
-    return zlib.crc32("\0".join(names).encode())
+    return zlib.crc32(os.fsencode("\0".join(names)))

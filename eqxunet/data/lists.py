@@ -1,6 +1,7 @@
 """Lists in a folder: which images belong to which split, and what pets they show."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -70,7 +71,7 @@ def plain_splits(root: Path, images: Collection[str]) -> dict[SplitName, list[st
     if lists:
         return splits
     # Which images a split holds depends on all names, so that its share is exact.
-    ranked = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
+    ranked = sorted(images, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     if len(ranked) < FEWEST:
         return splits
     tenth = max(1, round(len(ranked) / 10))

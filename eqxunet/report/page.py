@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
+from ..storage import replacing
 from .charts import histogram, learning_curves, threshold_axes, validation_curves
 from .embedding import ROOM, Embedding, Picture
 from .tables import Table, breakdown, conditions, flat, label, number, score
@@ -103,10 +104,9 @@ def save_report(
             },
         )
     )
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.writelines(parts)
-    partial.replace(path)
+    with replacing(path) as file:
+        for part in parts:
+            file.write(part.encode(errors="replace"))
 
 
 def _tables(metrics: Mapping[str, Any]) -> list[Table]:

@@ -12,6 +12,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..data.sheet import edges
+from ..storage import replacing
+from ..text import printable
 
 _NOT_COUNTED = (128, 128, 128)
 _TOO_MUCH, _MISSED = np.array([215, 25, 28]), np.array([44, 90, 210])
@@ -46,7 +48,7 @@ def save_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     _, score, rate = figure.axes
     score.set_ylim(0, 1)
     rate.set_ylim(bottom=0)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def save_predictions(
@@ -96,8 +98,31 @@ def save_predictions(
     for row, title in enumerate(rows):
         grid[row, 0].set_ylabel(title)
     patches = legend_patches(classes, colours, targets, is_binary=is_binary)
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8)
-    figure.savefig(path, dpi=110)
+    add_legend(figure, patches, columns=columns)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 110) -> None:
+    """Writes a figure as a PNG that is whole or not there.
+
+    Raises UnavailableError where it cannot be written.
+    """
+    with replacing(path) as file:
+        figure.savefig(file, dpi=dpi, format="png")
+
+
+def add_legend(figure: Figure, patches: list[Patch], *, columns: int) -> None:
+    """Adds what colours mean below a picture, whose names are no formulas.
+
+    Arguments:
+
+    - `columns`: of the picture.
+    """
+    legend = figure.legend(
+        handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def legend_patches(
@@ -171,10 +196,11 @@ def overlay(
 
 def shortened(name: str) -> str:
     """The start and the end of a name, as much as fits over a picture."""
+    name = printable(name)
     return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-(_NAME // 2) :]}"
 
 
 def drawable(text: str) -> str:
-    """The text with a box for every character that the font lacks, of which it would warn."""
+    """The text in one line, with a box for every character that the font lacks."""
     font = get_font(findfont(FontProperties()))
-    return "".join(c if font.get_char_index(ord(c)) else "□" for c in text)
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in printable(text))

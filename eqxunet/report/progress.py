@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from .pictures import drawable, palette_of, shortened
+from .pictures import drawable, palette_of, save_figure, shortened
 
 _GAP = 3  # pixels between two images of a column, at 64 x 64
 
@@ -46,4 +46,4 @@ def save_progress(
     labels = [drawable(shortened(name)) for name in names]
     grid[0].set_yticks(middles, labels, fontsize=7, parse_math=False)
     grid[0].tick_params(length=0)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

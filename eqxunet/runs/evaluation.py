@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..data.complaints import some_of
 from ..data.source import open_source
 from ..errors import InputError
 from ..evaluation import per_image, score, score_at_own_size, summarise
+from ..storage import replace_text
 from .calibration import with_threshold
 from .config import RunConfig, absolute
 from .load import Run, RunLike, as_run
@@ -166,8 +168,9 @@ def check_classes(run: Run, split: Split) -> None:
 
 
 def _write(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(folder / "per_image.csv", table.getvalue())
