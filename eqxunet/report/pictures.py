@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ..data.sheet import edges
 from ..storage import replacing
 from ..text import printable
+from .tables import NOT_COUNTED
 
 _NOT_COUNTED = (128, 128, 128)
 _TOO_MUCH, _MISSED = np.array([215, 25, 28]), np.array([44, 90, 210])
@@ -133,13 +134,29 @@ def legend_patches(
     is_binary: bool,
 ) -> list[Patch]:
     """What colours mean in truth and errors, as `targets` and `errors_in` have them."""
-    shades = list(zip(classes, colours, strict=True))[:_MOST_CLASSES]
-    if (targets == 255).any():
-        shades.append(("not counted", np.array(_NOT_COUNTED)))
+    shades = _shades(classes, colours, targets)
     if is_binary:
         shades += [("error: too much", _TOO_MUCH), ("error: missed", _MISSED)]
     else:
         shades.append(("error", _TOO_MUCH))
+    return _patches(shades)
+
+
+def class_patches(
+    classes: Sequence[str], colours: UInt8[np.ndarray, "k 3"], targets: UInt8[np.ndarray, "n h w"]
+) -> list[Patch]:
+    """What colours mean in truth and predictions."""
+    return _patches(_shades(classes, colours, targets))
+
+
+def _shades(
+    classes: Sequence[str], colours: UInt8[np.ndarray, "k 3"], targets: UInt8[np.ndarray, "n h w"]
+) -> list[tuple[str, Any]]:
+    shades: list[tuple[str, Any]] = list(zip(classes, colours, strict=True))[:_MOST_CLASSES]
+    return shades + [(NOT_COUNTED, _NOT_COUNTED)] * bool((targets == 255).any())
+
+
+def _patches(shades: Sequence[tuple[str, Any]]) -> list[Patch]:
     return [
         Patch(facecolor=tuple(np.asarray(colour) / 255), edgecolor="gray", label=drawable(name))
         for name, colour in shades

@@ -1,8 +1,6 @@
 """Several runs, scored on the same images: all that the command `compare` does."""
 
-import csv
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from .calibration import with_threshold
 from .evaluation import check_classes, warnings_about
 from .load import Run, RunLike, as_run
 from .observer import Observer
-from .scores import check_scores
+from .scores import check_scores, csv_text
 from .splits import load
 
 _PICTURED = 8
@@ -198,11 +196,8 @@ def _scores(
 def _write_table(
     path: Path, runs: Sequence[str], names: Sequence[str], iou: Float[np.ndarray, "runs n"]
 ) -> None:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["name", *runs])
-    writer.writerows([name, *row] for name, row in zip(names, iou.T.tolist(), strict=True))
-    replace_text(path, table.getvalue())
+    rows = ([name, *row] for name, row in zip(names, iou.T.tolist(), strict=True))
+    replace_text(path, csv_text([["name", *runs], *rows]))
 
 
 def _draw(

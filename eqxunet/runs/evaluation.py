@@ -1,8 +1,6 @@
 """A run's best checkpoint, scored on a split: all that the command `eval` does."""
 
-import csv
 import dataclasses
-import io
 import json
 import os
 from pathlib import Path
@@ -21,7 +19,7 @@ from .load import Run, RunLike, as_run
 from .observer import Observer
 from .pictures import draw_examples
 from .report import write_report
-from .scores import check_same_images, check_scores, scores_directory
+from .scores import check_same_images, check_scores, csv_text, scores_directory
 from .splits import load
 
 
@@ -169,8 +167,5 @@ def check_classes(run: Run, split: Split) -> None:
 
 def _write(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_text(folder / "per_image.csv", table.getvalue())
+    table = csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
+    replace_text(folder / "per_image.csv", table)
