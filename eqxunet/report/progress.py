@@ -45,10 +45,8 @@ def save_progress(
     gap = max(1, _GAP * height // 64)
     padding = ((0, 0), (0, gap), (0, 0), (0, 0))
     rows = len(images)
-    figure = Figure(
-        figsize=(1.2 * len(columns) + 0.9, 1.2 * rows + 0.5 + 0.3 * bool(classes)),
-        layout="constrained",
-    )
+    size = (1.2 * len(columns) + 0.9, 1.2 * rows + (0.8 if classes else 0.5))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(1, len(columns))
     for axes, column, title in zip(grid, columns, ["image", *titles, "truth"], strict=True):
         stacked = np.pad(column, padding, constant_values=255).reshape(-1, width, 3)

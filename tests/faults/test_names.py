@@ -120,7 +120,6 @@ def test_names_of_predictions(trained):
         (["data", "cache"], 0),
         (["weights", "show", "arrays.safetensors"], 0),
         (["weights", "verify", "[/a]\x1b[2J.pkl"], 2),
-        (["weights", "download", "--url", "ftp://a\x1bc"], 2),
         (["train", "--data", "[/a]\x1b[2J"], 2),
         (["train", "--encoder", "[/a]\x1b[2J"], 2),
         (["train", "--\x1b[2J"], 2),
