@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from eqxunet.cli import start as start_of_the_program
 from eqxunet.cli.signals import SIGNALS, STOPPING, Listener, Stopped, listening
 
 # Hashing holds the main thread for seconds in one call, as a step or the compiler does.
@@ -25,6 +26,14 @@ with listener.collected({acknowledge}):
     work()
 """
 SAY = "lambda received: print(received.name, flush=True)"
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGHUP arrives in processes even where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def start(end, **options):
@@ -131,3 +140,21 @@ def test_a_signal_that_comes_after_the_last_step_ends_what_follows():
     finally:
         listener.close()
     assert caught.value.exit_code == 143
+
+
+def test_signals_wait_until_they_are_listened_to(monkeypatch):
+    """While the program starts over, too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    masks = []
+
+    def start_over():
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        sys.exit()
+
+    monkeypatch.setattr(start_of_the_program, "_use_huge_pages", start_over)
+    try:
+        with pytest.raises(SystemExit):
+            start_of_the_program.main()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert set(SIGNALS) <= masks[0]

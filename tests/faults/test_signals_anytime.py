@@ -31,6 +31,14 @@ os.execv(sys.executable, [sys.executable, "-m", "eqxunet", *sys.argv[1:]])
 """
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGHUP arrives in processes even where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, new_cache):
     """A folder with two runs and images, and how long a training takes."""
