@@ -1,4 +1,4 @@
-"""What the terminal gets: texts as they are, nothing that acts on it, and nothing where it is gone."""
+"""What the terminal gets: texts as they are, nothing that acts on it, nothing once it is gone."""
 
 import io
 import os
