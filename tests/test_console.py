@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from eqxunet.cli.console import _Stream, console, say_error, warn
+from eqxunet.cli.console import _Stream, console, say_error, show_warning, warn
 from eqxunet.cli.signals import hung_up
 from eqxunet.text import printable
 
@@ -53,3 +53,15 @@ def test_a_closed_pipe_is_an_error_but_after_a_hangup(monkeypatch):
             out.flush()
         finally:
             hung_up.clear()
+
+
+def test_a_cache_that_cannot_be_written_is_told_of_once(capsys, monkeypatch):
+    monkeypatch.setattr("eqxunet.cli.console._has_cache_warned", False)
+    for name in ("a", "b"):
+        text = f"Error writing persistent compilation cache entry for {name!r}: disk full"
+        show_warning(UserWarning(text), UserWarning, "compiler.py", 1)
+    show_warning("something else")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: Error writing persistent compilation cache entry for 'a': disk full",
+        "warning: something else",
+    ]

@@ -193,6 +193,21 @@ def warn(texts: Iterable[str]) -> None:
         errors.print(Text.assemble(("warning:", "yellow"), " ", printable_lines(text)))
 
 
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Shows what Python's `warnings` would, in a line and without the place in the code.
+
+    Of JAX's compilation cache, which warns of every program, the first.
+    """
+    global _has_cache_warned
+    is_of_cache = "persistent compilation cache" in str(message)
+    if not (is_of_cache and _has_cache_warned):
+        warn([str(message)])
+    _has_cache_warned |= is_of_cache
+
+
+_has_cache_warned = False
+
+
 def display(path: Path) -> str:
     """A path as the user would type it, without what acts on a terminal."""
     try:

@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import sys
+import warnings
 
 from . import signals
 
@@ -19,7 +20,9 @@ def main(prog_name: str | None = None) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
 
     from .commands import app
+    from .console import show_warning
 
+    warnings.showwarning = show_warning
     app(prog_name=prog_name)
 
 
