@@ -30,9 +30,9 @@ class Listener:
     compiler runs, and what they raise is lost where a library has called back. The bytes that it
     writes at every signal arrive at once.
 
-    SIGINT, SIGTERM and SIGHUP end the process with a line, unless they are `collected`; then the
-    second of them does. SIGUSR1 never does. Where SIGHUP is ignored from the start, as under
-    nohup, it stays so.
+    SIGINT, SIGTERM and SIGHUP end the process with a line, unless they are `collected`; then a
+    SIGINT or SIGTERM that comes second does. SIGUSR1 never does. Where SIGHUP is ignored from the
+    start, as under nohup, it stays so.
     """
 
     def __init__(self):
@@ -111,6 +111,8 @@ class Listener:
             acknowledge = self._acknowledge
             if received == signal.SIGUSR1:
                 self._save = acknowledge is not None
+            elif self._stop and received == signal.SIGHUP:
+                return  # of a terminal, and again of the shell in it
             elif self._stop:
                 _quit(received, f"{received.name}: quit at once")
             elif acknowledge is None:
