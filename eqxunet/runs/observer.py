@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..data.example import Progress
 
 Request = Literal["go on", "save", "stop"]
-"""What training does after a step: saves a checkpoint and goes on, or saves one and leaves."""
+"""What is to be done after a step: nothing, save a checkpoint, or save one and leave."""
 
 
 class Observer:
@@ -28,7 +28,8 @@ class Observer:
     def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], Request]]:
         """Training; yields what is called with the steps done and a text, after each of them.
 
-        What that returns is done at this step; a run that is left can be resumed.
+        Where that returns "save", a checkpoint is saved at this step; where it returns "stop", it
+        is saved and the run left, to be resumed.
         """
         yield lambda step, text: "go on"
 
