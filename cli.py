@@ -1,6 +1,6 @@
 """Command line of eqxunet: `python cli.py --help`."""
 
-from eqxunet.cli import app
+from eqxunet.cli.start import main
 
 if __name__ == "__main__":
-    app()
+    main()

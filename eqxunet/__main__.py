@@ -1,5 +1,5 @@
 """`python -m eqxunet`."""
 
-from .cli import app
+from .cli.start import main
 
-app(prog_name="python -m eqxunet")
+main("python -m eqxunet")

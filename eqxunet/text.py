@@ -14,7 +14,7 @@ def printable(text: str) -> str:
 
     A byte of a file's name that is not UTF-8 is shown as an escape too.
     """
-    return _UNPRINTABLE.sub(_escape, text)
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escape, text)
 
 
 def printable_lines(text: str) -> str:

@@ -98,6 +98,25 @@ def test_a_run_is_no_better_than_its_copy(runs):
     assert difference["iou"] == {"mean": 0.0, "ci95": [0.0, 0.0], "excludes_zero": False}
 
 
+def test_a_limit_takes_the_first_images(runs, compared, monkeypatch):
+    folder, *both = runs
+    few = eu.compare(both, limit=5)
+    assert few["count"] == few["limit"] == 5
+    monkeypatch.chdir(folder)
+    names = [f"runs/{run.directory.name}" for run in both]
+    assert invoke(*names, "--limit", 5, "--out", "few").exit_code == 0
+    assert [row["name"] for row in table(folder / "few" / "comparison.csv")] == [
+        row["name"] for row in table(folder / "compared" / "comparison.csv")[:5]
+    ]
+    result = invoke(*names, "--out", "few")
+    assert result.exit_code == 2 and "holds something else (limit 5)" in result.stderr
+
+
+def test_one_run_is_not_taken_for_several():
+    with pytest.raises(InputError, match="takes two runs or more"):
+        eu.compare("runs/latest")
+
+
 def test_the_threshold_is_that_of_eval(runs, tmp_path):
     scores = eu.compare(runs[1:], "val", threshold=0.3)["scores"][1]
     metrics = eu.evaluate(runs[2], "val", threshold=0.3, out=tmp_path / "scores")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eqxunet import cli
+from eqxunet.cli import start
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +27,7 @@ def restarts(monkeypatch):
 
 def test_it_starts_over_with_the_same_arguments(restarts, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
-    cli._use_huge_pages()
+    start._use_huge_pages()
     ((program, arguments, environment),) = restarts
     assert program == sys.executable and arguments == [sys.executable, *sys.orig_argv[1:]]
     assert environment["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
@@ -39,16 +39,16 @@ def test_it_starts_over_with_the_same_arguments(restarts, monkeypatch):
 )
 def test_it_does_not_where_told_otherwise(restarts, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    cli._use_huge_pages()
+    start._use_huge_pages()
     assert not restarts
 
 
 def test_it_does_not_for_help_or_without_glibc(restarts, monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    cli._use_huge_pages()
+    start._use_huge_pages()
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(sys, "argv", ["cli.py", "train", "--help"])
-    cli._use_huge_pages()
+    start._use_huge_pages()
     assert not restarts
 
 

@@ -305,9 +305,9 @@ OTHER = dataclasses.replace(
 @pytest.mark.parametrize(
     ("run", "options", "message"),
     [
-        (RED, {"threshold": 0.3}, "threshold 0.5"),
-        (RED, {"tile": 64}, "tile None"),
-        (RED, {"flip": True}, "flip False"),
+        (RED, {"threshold": 0.3}, "made with --threshold 0.5"),
+        (RED, {"tile": 64}, "made without --tile"),
+        (RED, {"flip": True}, "made without --tta"),
         (OTHER, {}, "of coloured at step 0"),
     ],
 )

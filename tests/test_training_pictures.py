@@ -62,10 +62,10 @@ def kept_steps(directory):
     return [int(path.stem) for path in sorted((directory / "snapshots").glob("*.png"))]
 
 
-def test_curves_show_loss_scores_and_learning_rate(runs, drawn):
+def test_curves_show_loss_scores_and_learning_rate(runs, drawn, tmp_path):
     lines = records_of(runs[0])
     lines[1]["train/loss"] = None  # of an epoch without a finite step
-    save_curves(lines, runs[0])
+    save_curves(lines, tmp_path / "curves.png")
     panels = drawn[0].axes
     names = [["train/loss", "val/loss"], ["train/iou", "val/iou", "val/dice"], ["lr"]]
     assert [[line.get_label() for line in axes.lines] for axes in panels] == names

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from ..config import SplitName
+from ..text import printable
 from .console import console, stage
 from .evaluate import interval
 from .options import Threshold
@@ -20,6 +20,7 @@ def compare(
     ],
     split: Annotated[SplitName, typer.Option(help="Split that is scored.")] = "test",
     threshold: Threshold = "0.5",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for a picture, a table of all images, and JSON.")
     ] = None,
@@ -34,6 +35,7 @@ def compare(
         run,
         split,
         threshold=threshold,
+        limit=limit,
         out=out,
         overwrite=overwrite,
         observer=Terminal(),
@@ -44,22 +46,21 @@ def compare(
 def _print(comparison: dict[str, Any]) -> None:
     threshold = f", threshold {comparison['threshold']}" if comparison["task"] == "binary" else ""
     console.print(
-        f"{comparison['count']} {comparison['split']} images of {comparison['data']}, "
+        f"{comparison['count']} {comparison['split']} images of {printable(comparison['data'])}, "
         f"{comparison['size']} x {comparison['size']}{threshold}\n",
-        markup=False,
         soft_wrap=True,
     )
     # Without edges, so that names of the time fit into 80 columns.
     table = Table(box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
-    for title in ("", "mean \\[95%]", "difference \\[95%]"):
+    for title in ("", "mean [95%]", "difference [95%]"):
         table.add_column(title, no_wrap=True)
     for scores in comparison["scores"]:
         for name, title in (("iou", "IoU"), ("dice", "Dice")):
             difference = scores["difference"] and scores["difference"][name]
             star = " *" if difference and difference["excludes_zero"] else ""
             table.add_row(
-                escape(scores["name"]) if name == "iou" else "",
+                printable(scores["name"]) if name == "iou" else "",
                 title,
                 interval(scores[name]),
                 interval(difference, "+") + star if difference else "",
@@ -67,7 +68,6 @@ def _print(comparison: dict[str, Any]) -> None:
             )
     console.print(table)
     console.print(
-        f"\nmean over images; difference from {comparison['scores'][0]['name']}, paired by image;\n"
-        "* where its interval leaves out 0",
-        markup=False,
+        f"\nmean over images; difference from {printable(comparison['scores'][0]['name'])}, "
+        "paired by image;\n* where its interval leaves out 0",
     )

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich import filesize
-from rich.markup import escape
 from rich.table import Table
 
 from ..config import DATA_DIR, Labels, SplitName, TaskName
 from ..errors import InputError
+from ..storage import replacing
+from ..text import printable
 from .console import console, display, errors, progress_bar, warn
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ def check(
     with progress_bar("checking images") as progress:
         found = check_folder(folder, kind=kind, progress=progress)
     for line in found.complaints:
-        errors.print(line, markup=False)
+        errors.print(line)
     console.print(_splits_table(found))
     if kind in ("classes", "species"):
         console.print(_classes_table(found))
     for line in found.everything.describe():
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     warn(found.notes)
     if found.complaints:
         raise InputError(
@@ -126,8 +127,9 @@ def show(
         bright, moved = jax.jit(changed)(images, areas, keys)
         images, areas = (np.asarray(bright) * 255).astype(np.uint8), np.asarray(moved)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(contact_sheet(images, areas)).save(out)
-    console.print(f"{len(images)} {split} examples of {data} in {display(out)}")
+    with replacing(out) as file:
+        Image.fromarray(contact_sheet(images, areas)).save(file, "PNG")
+    console.print(f"{len(images)} {split} examples of {printable(data)} in {display(out)}")
 
 
 @data_app.command()
@@ -161,7 +163,7 @@ def _entries_table(entries: "list[Entry]") -> Table:
     table = Table("data", "labels", "size", "images", "bytes", "last used", "state")
     for entry in entries:
         table.add_row(
-            escape(entry.origin or entry.folder.name),
+            printable(entry.origin or entry.folder.name),
             entry.kind,
             str(entry.size or ""),
             str(entry.count or ""),
@@ -200,5 +202,5 @@ def _classes_table(found: "Check") -> Table:
             f"{summary.shares.get(str(index), 0):.2%} in {summary.values.get(str(index), 0)}"
             for summary in found.splits.values()
         ]
-        table.add_row(str(index), escape(name), *cells)
+        table.add_row(str(index), printable(name), *cells)
     return table

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from ..config import SplitName
+from ..text import printable
 from .console import console, display, stage
 from .options import Threshold
 
@@ -68,12 +68,11 @@ def _print(metrics: dict[str, Any]) -> None:
         size = f"at their own size (seen at {size})"
     console.print(
         f"{display(Path(metrics['run']))}: {metrics['encoder']}, {metrics['task']}, on "
-        f"{metrics['count']} {metrics['split']} images of {metrics['data']}, "
+        f"{metrics['count']} {metrics['split']} images of {printable(metrics['data'])}, "
         f"{size}, {threshold}step {metrics['step']}",
-        markup=False,
         soft_wrap=True,
     )
-    table = Table("border as", "IoU \\[95%]", "Dice \\[95%]", "pooled", "trivial", box=box.SIMPLE)
+    table = Table("border as", "IoU [95%]", "Dice [95%]", "pooled", "trivial", box=box.SIMPLE)
     by_border = metrics["by_border"]
     if all(scores == by_border["ignore"] for scores in by_border.values()):
         by_border = {metrics["border"]: by_border["ignore"]}  # there are no borders
@@ -85,7 +84,7 @@ def _print(metrics: dict[str, Any]) -> None:
         name = "not counted" if border == "ignore" else border
         table.add_row(name if len(by_border) > 1 else "", *cells, style=style)
     console.print(table)
-    others = Table("", "mean \\[95%]", "pooled", box=box.SIMPLE)
+    others = Table("", "mean [95%]", "pooled", box=box.SIMPLE)
     for key, title in _OTHERS.items():
         digits = 1 if key == "hd95" else 3
         pooled = metrics["pooled"].get(key)
@@ -96,11 +95,11 @@ def _print(metrics: dict[str, Any]) -> None:
         if metrics[title] and len(metrics[title]) <= _MOST_GROUPS:
             console.print(_breakdown(title, metrics[title]))
     if "per_class" in metrics:
-        classes = Table("class", "IoU \\[95%]", "Dice \\[95%]", "pooled", "images", box=box.SIMPLE)
+        classes = Table("class", "IoU [95%]", "Dice [95%]", "pooled", "images", box=box.SIMPLE)
         for name, scores in metrics["per_class"].items():
             pooled = scores["pooled_iou"]
             classes.add_row(
-                escape(name),
+                printable(name),
                 *(interval(scores[kind]) for kind in ("iou", "dice")),
                 "" if pooled is None else f"{pooled:.3f}",
                 str(scores["images"]),
@@ -108,8 +107,7 @@ def _print(metrics: dict[str, Any]) -> None:
         console.print(classes)
     console.print(
         "mean over images; pooled: IoU of all pixels together; trivial: IoU of predicting\n"
-        f"{metrics['baseline']['class']} everywhere",
-        markup=False,
+        f"{printable(metrics['baseline']['class'])} everywhere",
     )
     calibration = metrics["calibration"]
     if calibration and metrics["task"] == "binary" and metrics["threshold"] == 0.5:
@@ -125,10 +123,12 @@ def _print(metrics: dict[str, Any]) -> None:
 
 
 def _breakdown(title: str, groups: dict[str, Any]) -> Table:
-    table = Table(title.removesuffix("s"), "IoU \\[95%]", "images", box=box.SIMPLE)
+    table = Table(title.removesuffix("s"), "IoU [95%]", "images", box=box.SIMPLE)
     for name, group in groups.items():
         share = group.get("share")
-        what = f"{name}, {share[0]:.1%} to {share[1]:.1%} of the image" if share else escape(name)
+        what = printable(name)
+        if share:
+            what += f", {share[0]:.1%} to {share[1]:.1%} of the image"
         table.add_row(what, interval(group["iou"]), str(group["images"]))
     return table
 
@@ -138,5 +138,5 @@ def interval(score: dict[str, Any] | None, sign: str = "", *, digits: int = 3) -
     if score is None:
         return "in no image"
     low_high, form = score["ci95"], f"{sign}.{digits}f"
-    ends = f" \\[{low_high[0]:{form}}, {low_high[1]:{form}}]" if low_high else ""
+    ends = f" [{low_high[0]:{form}}, {low_high[1]:{form}}]" if low_high else ""
     return f"{score['mean']:{form}}{ends}"

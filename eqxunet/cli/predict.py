@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from ..errors import InputError
-from .console import console, display, errors, stage
+from ..text import printable
+from .console import console, display, errors, say_error, stage
 from .options import Threshold
+from .signals import advise
 
 if TYPE_CHECKING:
     from ..runs import Predictions
@@ -48,32 +49,27 @@ def predict(
 ) -> None:
     """Predicts images, each at its own size: NAME.png, 0 and 255 or class indices."""
     part = _shard(shard)
+    advise("finished files stay, and the same command goes on")
     with stage("loading JAX and the run"):
         from .. import runs
         from .observer import Terminal
 
         terminal = Terminal()
         loaded = runs.load_run(run, observer=terminal)
-    try:
-        predictions = runs.predict_files(
-            loaded,
-            inputs,
-            out,
-            threshold=threshold,
-            tile=tile,
-            flip=tta,
-            overlay=overlay,
-            probability=probability,
-            recursive=recursive,
-            overwrite=overwrite,
-            shard=part,
-            observer=terminal,
-        )
-    except KeyboardInterrupt:
-        errors.print(
-            "[red]error:[/] interrupted; finished files stay, and the same command goes on"
-        )
-        raise typer.Exit(130) from None
+    predictions = runs.predict_files(
+        loaded,
+        inputs,
+        out,
+        threshold=threshold,
+        tile=tile,
+        flip=tta,
+        overlay=overlay,
+        probability=probability,
+        recursive=recursive,
+        overwrite=overwrite,
+        shard=part,
+        observer=terminal,
+    )
     _print(predictions, out)
 
 
@@ -92,7 +88,6 @@ def _print(predictions: "Predictions", out: Path) -> None:
     console.print(
         f"{_images(count)} predicted in {predictions.seconds:.1f} s{speed}, in {display(out)}"
         f"{kept}",
-        markup=False,
         soft_wrap=True,
     )
     if predictions.ignored:
@@ -102,10 +97,9 @@ def _print(predictions: "Predictions", out: Path) -> None:
     lines = summarised(failed)
     more = [f"and {len(lines) - _LINES} lines more"] if len(lines) > _LINES else []
     total = count + len(predictions.kept) + len(failed)
-    errors.print(f"[red]error:[/] {len(failed)} of {_images(total)} cannot be used:")
+    say_error(f"{len(failed)} of {_images(total)} cannot be used:")
     for line in [*lines[:_LINES], *more]:
-        line = line.replace(f"{os.getcwd()}{os.sep}", "")
-        errors.print(escape(line.encode(errors="replace").decode()))
+        errors.print(printable(line.replace(f"{os.getcwd()}{os.sep}", "")))
     raise typer.Exit(InputError.exit_code)
 
 

@@ -128,20 +128,17 @@ def train(
     )
     option = f" --run {shlex.quote(display(outcome.directory))}"
     if terminal.received and not outcome.is_finished:
-        received = terminal.received[0]
         errors.print(
-            f"stopped by {received.name} after step {outcome.step}; "
-            f"{program()} train --resume{option} goes on",
-            markup=False,
+            f"stopped by {terminal.received.name} after step {outcome.step}; "
+            f"{program()} train --resume{option} goes on"
         )
-        raise typer.Exit(128 + received)
+        raise typer.Exit(128 + terminal.received)
     if outcome.records:
         _print_summary(outcome.records, best_of(outcome.records))
     if outcome.directory == (RUNS / "latest").resolve():
         option = ""
     console.print(
         f"run: {display(outcome.directory)}; score it on the test split: {program()} eval{option}",
-        markup=False,
         soft_wrap=True,
     )
 

@@ -7,7 +7,9 @@ import typer
 
 from ..config import Encoder
 from ..errors import InputError
+from ..text import printable
 from .console import console, display, progress_bar
+from .signals import advise
 
 weights_app = typer.Typer(no_args_is_help=True, help="Gets and checks pretrained weights.")
 
@@ -30,9 +32,10 @@ def download(
 
     if encoder not in RELEASES:
         raise InputError(f"{encoder}: there are no weights for it; give --encoder resnet10, say")
+    advise("the same command goes on")
     with progress_bar("downloading", unit="bytes") as progress:
         path = fetch_release(directory, encoder=encoder, url=url, progress=progress)
-    console.print(f"{display(path)}: {identify(path)}", markup=False, soft_wrap=True)
+    console.print(f"{display(path)}: {identify(path)}", soft_wrap=True)
 
 
 @weights_app.command()
@@ -43,7 +46,7 @@ def verify(file: File) -> None:
 
     identity = verify_release(file)
     read_weights(file)
-    console.print(f"{display(file)}: {identity}", markup=False, soft_wrap=True)
+    console.print(f"{display(file)}: {identity}", soft_wrap=True)
 
 
 @weights_app.command()
@@ -55,9 +58,7 @@ def convert(
     from ..weights.convert import convert as convert_file
 
     source = convert_file(file, out)
-    console.print(
-        f"{display(out)}: written and read back; source: {source}", markup=False, soft_wrap=True
-    )
+    console.print(f"{display(out)}: written and read back; source: {source}", soft_wrap=True)
 
 
 @weights_app.command()
@@ -72,15 +73,15 @@ def show(file: File) -> None:
     from ..weights import identify, read_weights
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("array", "shape", "norm", r"sha256\[:16]"):
+    for column in ("array", "shape", "norm", "sha256[:16]"):
         table.add_column(column, overflow="fold")  # a name in two lines is still a name
     for name, array in read_weights(file)[1].items():
         norm = np.linalg.norm(array.astype(np.float64))
         table.add_row(
-            name,
+            printable(name),
             "x".join(map(str, array.shape)),
             f"{norm:.4f}",
             hashlib.sha256(array.tobytes()).hexdigest()[:16],
         )
     console.print(table)
-    console.print(f"{display(file)}: {identify(file)}", markup=False, soft_wrap=True)
+    console.print(f"{display(file)}: {identify(file)}", soft_wrap=True)

@@ -8,7 +8,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from .pictures import drawable, errors_in, legend_patches, palette_of, shortened
+from .pictures import (
+    add_legend,
+    drawable,
+    errors_in,
+    legend_patches,
+    palette_of,
+    save_figure,
+    shortened,
+)
 
 _NAME = 25  # characters of a run's name beside a row
 
@@ -54,5 +62,5 @@ def save_comparison(
             axes[2 + k].set_title(f"IoU {scores[k, column]:.2f}", fontsize=8)
     figure.suptitle(title, fontsize=9)
     patches = legend_patches(classes, colours, targets, is_binary=is_binary)
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8)
-    figure.savefig(path, dpi=110)
+    add_legend(figure, patches, columns=columns)
+    save_figure(figure, path)

@@ -15,9 +15,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
+from ..storage import replacing
 from .charts import histogram, learning_curves, threshold_axes, validation_curves
 from .embedding import ROOM, Embedding, Picture
-from .tables import Table, breakdown, conditions, flat, label, number, score
+from .tables import (
+    Table,
+    borders,
+    breakdown,
+    conditions,
+    flat,
+    is_distance,
+    label,
+    number,
+    score,
+)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("store", "paint", "viewer", "threshold", "table", "theme")
@@ -103,10 +114,9 @@ def save_report(
             },
         )
     )
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.writelines(parts)
-    partial.replace(path)
+    with replacing(path) as file:
+        for part in parts:
+            file.write(part.encode(errors="replace"))
 
 
 def _tables(metrics: Mapping[str, Any]) -> list[Table]:
@@ -116,9 +126,9 @@ def _tables(metrics: Mapping[str, Any]) -> list[Table]:
         breakdown("Groups", "group", metrics.get("groups")),
         breakdown("Sizes of the objects", "size", metrics.get("sizes")),
     ]
-    borders = metrics.get("by_border") or {}
-    if any(scores != next(iter(borders.values())) for scores in borders.values()):
-        tables.append(breakdown("Border policies", "border counts as", borders))
+    policies = metrics.get("by_border") or {}
+    if any(scores != next(iter(policies.values())) for scores in policies.values()):
+        tables.append(borders(policies))
     return [table for table in tables if table.rows]
 
 
@@ -127,9 +137,8 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     columns = []
     for name in rows[0] if rows else ():
         values = [_plain(row[name]) for row in rows]
-        columns.append(
-            {"name": name, "label": label(name), "kind": _kind(values), "values": values}
-        )
+        kind = "distance" if is_distance(name) else _kind(values)
+        columns.append({"name": name, "label": label(name), "kind": kind, "values": values})
     return columns
 
 

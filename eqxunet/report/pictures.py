@@ -12,6 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..data.sheet import edges
+from ..storage import replacing
+from ..text import printable
+from .tables import NOT_COUNTED
 
 _NOT_COUNTED = (128, 128, 128)
 _TOO_MUCH, _MISSED = np.array([215, 25, 28]), np.array([44, 90, 210])
@@ -46,7 +49,7 @@ def save_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     _, score, rate = figure.axes
     score.set_ylim(0, 1)
     rate.set_ylim(bottom=0)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def save_predictions(
@@ -96,8 +99,31 @@ def save_predictions(
     for row, title in enumerate(rows):
         grid[row, 0].set_ylabel(title)
     patches = legend_patches(classes, colours, targets, is_binary=is_binary)
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8)
-    figure.savefig(path, dpi=110)
+    add_legend(figure, patches, columns=columns)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 110) -> None:
+    """Writes a figure as a PNG that is whole or not there.
+
+    Raises UnavailableError where it cannot be written.
+    """
+    with replacing(path) as file:
+        figure.savefig(file, dpi=dpi, format="png")
+
+
+def add_legend(figure: Figure, patches: list[Patch], *, columns: int) -> None:
+    """Adds what colours mean below a picture, whose names are no formulas.
+
+    Arguments:
+
+    - `columns`: of the picture.
+    """
+    legend = figure.legend(
+        handles=patches, loc="outside lower center", ncols=min(6, columns), fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def legend_patches(
@@ -108,13 +134,29 @@ def legend_patches(
     is_binary: bool,
 ) -> list[Patch]:
     """What colours mean in truth and errors, as `targets` and `errors_in` have them."""
-    shades = list(zip(classes, colours, strict=True))[:_MOST_CLASSES]
-    if (targets == 255).any():
-        shades.append(("not counted", np.array(_NOT_COUNTED)))
+    shades = _shades(classes, colours, targets)
     if is_binary:
         shades += [("error: too much", _TOO_MUCH), ("error: missed", _MISSED)]
     else:
         shades.append(("error", _TOO_MUCH))
+    return _patches(shades)
+
+
+def class_patches(
+    classes: Sequence[str], colours: UInt8[np.ndarray, "k 3"], targets: UInt8[np.ndarray, "n h w"]
+) -> list[Patch]:
+    """What colours mean in truth and predictions."""
+    return _patches(_shades(classes, colours, targets))
+
+
+def _shades(
+    classes: Sequence[str], colours: UInt8[np.ndarray, "k 3"], targets: UInt8[np.ndarray, "n h w"]
+) -> list[tuple[str, Any]]:
+    shades: list[tuple[str, Any]] = list(zip(classes, colours, strict=True))[:_MOST_CLASSES]
+    return shades + [(NOT_COUNTED, _NOT_COUNTED)] * bool((targets == 255).any())
+
+
+def _patches(shades: Sequence[tuple[str, Any]]) -> list[Patch]:
     return [
         Patch(facecolor=tuple(np.asarray(colour) / 255), edgecolor="gray", label=drawable(name))
         for name, colour in shades
@@ -171,10 +213,11 @@ def overlay(
 
 def shortened(name: str) -> str:
     """The start and the end of a name, as much as fits over a picture."""
+    name = printable(name)
     return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-(_NAME // 2) :]}"
 
 
 def drawable(text: str) -> str:
-    """The text with a box for every character that the font lacks, of which it would warn."""
+    """The text in one line, with a box for every character that the font lacks."""
     font = get_font(findfont(FontProperties()))
-    return "".join(c if font.get_char_index(ord(c)) else "□" for c in text)
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in printable(text))

@@ -19,6 +19,10 @@ _LABELS = {
 }
 
 
+NOT_COUNTED = "not counted"
+"""What pictures and tables call pixels that are ignored."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Scores of the parts of something.
@@ -45,6 +49,21 @@ def breakdown(title: str, stub: str, parts: Mapping[str, Any] | None) -> Table:
     return Table(title, stub, tuple(columns), rows)
 
 
+def borders(by_border: Mapping[str, Any]) -> Table:
+    """A table of what border policies differ in; the others of their scores need more room."""
+    rows = {}
+    for name, scores in by_border.items():
+        parts = {part: scores[part] for part in ("pooled", "baseline") if part in scores}
+        rows[NOT_COUNTED if name == "ignore" else name] = _overlaps(scores) | {
+            part: _overlaps(values) for part, values in parts.items()
+        }
+    return breakdown("Border policies", "border counts as", rows)
+
+
+def _overlaps(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: scores[name] for name in ("iou", "dice") if name in scores}
+
+
 def conditions(metrics: Mapping[str, Any]) -> dict[str, str]:
     """What the scores hold for, by name: all single values, the weights and the baseline."""
     given = {
@@ -62,11 +81,14 @@ def conditions(metrics: Mapping[str, Any]) -> dict[str, str]:
     if baseline := metrics.get("baseline"):
         texts["baseline"] = f"IoU {number(baseline['iou'])} for {baseline['class']} everywhere"
     if calibration := metrics.get("calibration"):
+        named = {"temperature": "temperature", "ece": "ECE", "threshold": "fitted threshold"}
         texts |= {
-            label(name): number(calibration[name])
-            for name in ("temperature", "ece")
-            if calibration.get(name) is not None
+            text: number(calibration[name])
+            for name, text in named.items()
+            if calibration.get(name) is not None and not _is_moot(name, metrics)
         }
+    if metrics.get("border") == "ignore":
+        texts["border"] = NOT_COUNTED
     return texts
 
 
@@ -91,22 +113,27 @@ def label(name: str) -> str:
     return " ".join(_LABELS.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
-def number(value: Any) -> str:
-    """A value as a text: three decimals, or four digits from 100 on."""
+def number(value: Any, name: str = "") -> str:
+    """A value as a text: three decimals, or four digits from 100 on; of a distance one decimal."""
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}".replace(",", "\N{THIN SPACE}")
+    if isinstance(value, float) and is_distance(name):
+        return f"{value:.1f}"
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def score(value: Any) -> str:
+def is_distance(name: str) -> bool:
+    """Whether a score is in pixels."""
+    return name.endswith("hd95")
+
+
+def score(value: Any, name: str = "") -> str:
     """A score with its 95% interval, if it has one."""
     if not isinstance(value, Mapping):
-        return number(value)
-    interval = value.get("ci95")
-    return number(value["mean"]) + (
-        f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
-    )
+        return number(value, name)
+    ends = ", ".join(number(end, name) for end in value.get("ci95") or ())
+    return number(value["mean"], name) + (f" [{ends}]" if ends else "")

@@ -1,6 +1,6 @@
 """Several runs, scored on the same images: all that the command `compare` does."""
 
-import csv
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from ..data import Split
 from ..data.complaints import some_of
 from ..errors import InputError
 from ..evaluation import mean_intervals, score
+from ..storage import replace_text
 from .calibration import with_threshold
 from .evaluation import check_classes, warnings_about
 from .load import Run, RunLike, as_run
 from .observer import Observer
-from .scores import check_scores
+from .scores import check_scores, csv_text
 from .splits import load
 
 _PICTURED = 8
@@ -30,6 +31,7 @@ def compare(
     split: SplitName = "test",
     *,
     threshold: float | Literal["auto"] = 0.5,
+    limit: int | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
@@ -46,6 +48,7 @@ def compare(
     - `split`: of the first run's images, which are those of all.
     - `threshold`: probability that counts as foreground; `"auto"` takes for each run the one with
       the best Dice on its validation images.
+    - `limit`: the first so many images; by default as many as the first run was trained with.
     - `out`: a folder for `comparison.json`, `comparison.csv` with each image's IoU, and
       `comparison.png` with the images on which the runs differ most; None writes nothing.
     - `overwrite`: replace another comparison that `out` holds.
@@ -55,28 +58,34 @@ def compare(
     classes, border policy, size and images, and where `out` holds something else.
     """
     observer = observer or Observer()
-    if len(runs) < 2:
+    if isinstance(runs, str) or len(runs) < 2:
         raise InputError("a comparison takes two runs or more; `eval` scores one")
     loaded = [as_run(run, observer) for run in runs]
     first = loaded[0]
     names = _names(loaded)
     _check_comparable(loaded, names)
     directories = [str(run.directory) for run in loaded]
-    conditions = {"runs": directories, "split": split, "threshold": threshold}
+    config = first.config if limit is None else dataclasses.replace(first.config, limit=limit)
+    conditions = {
+        "runs": directories,
+        "split": split,
+        "threshold": threshold,
+        "limit": config.limit,
+    }
     if out is not None:
         if not overwrite:
             check_scores(Path(out), conditions, "comparison.json")
         Path(out).mkdir(parents=True, exist_ok=True)
     pairs = [with_threshold(run, threshold, observer) for run in loaded]
-    loaded, thresholds = [run for run, _ in pairs], [limit for _, limit in pairs]
-    for warning in warnings_about(first, first.config, split):
+    loaded, thresholds = [run for run, _ in pairs], [value for _, value in pairs]
+    for warning in warnings_about(first, config, split):
         observer.warn(warning)
-    arrays = load(first.config, split, observer)
+    arrays = load(config, split, observer)
     check_classes(first, arrays)
     scores = []
-    for run, name, limit in zip(loaded, names, thresholds, strict=True):
+    for run, name, value in zip(loaded, names, thresholds, strict=True):
         with observer.progress(f"scoring {name}") as progress:
-            scores.append(score(run.predictor(), arrays, threshold=limit, progress=progress))
+            scores.append(score(run.predictor(), arrays, threshold=value, progress=progress))
     with observer.stage("intervals and pictures"):
         iou = np.stack([each.iou for each in scores])
         dice = np.stack([np.asarray(first.task.score("dice", each.confusion)) for each in scores])
@@ -93,7 +102,7 @@ def compare(
         }
         if out is not None:
             text = json.dumps(comparison, indent=2) + "\n"
-            (Path(out) / "comparison.json").write_text(text)
+            replace_text(Path(out) / "comparison.json", text)
             _write_table(Path(out) / "comparison.csv", names, arrays.names, iou)
             _draw(loaded, names, arrays, iou, thresholds, Path(out) / "comparison.png")
             observer.note(f"written: comparison.json, .csv and .png in {out}")
@@ -187,10 +196,8 @@ def _scores(
 def _write_table(
     path: Path, runs: Sequence[str], names: Sequence[str], iou: Float[np.ndarray, "runs n"]
 ) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["name", *runs])
-        writer.writerows([name, *row] for name, row in zip(names, iou.T.tolist(), strict=True))
+    rows = ([name, *row] for name, row in zip(names, iou.T.tolist(), strict=True))
+    replace_text(path, csv_text([["name", *runs], *rows]))
 
 
 def _draw(

@@ -1,6 +1,5 @@
 """A run's best checkpoint, scored on a split: all that the command `eval` does."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -13,13 +12,14 @@ from ..data.complaints import some_of
 from ..data.source import open_source
 from ..errors import InputError
 from ..evaluation import per_image, score, score_at_own_size, summarise
+from ..storage import replace_text
 from .calibration import with_threshold
 from .config import RunConfig, absolute
 from .load import Run, RunLike, as_run
 from .observer import Observer
 from .pictures import draw_examples
 from .report import write_report
-from .scores import check_same_images, check_scores, scores_directory
+from .scores import check_same_images, check_scores, csv_text, scores_directory
 from .splits import load
 
 
@@ -166,8 +166,6 @@ def check_classes(run: Run, split: Split) -> None:
 
 
 def _write(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    with (folder / "per_image.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    table = csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
+    replace_text(folder / "per_image.csv", table)

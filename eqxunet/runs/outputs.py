@@ -215,10 +215,17 @@ def _differences(before: Mapping[str, Any] | None, record: Mapping[str, Any]) ->
     if before.get("source") != record["source"]:
         return "of another image, or the image has changed"
     return ", ".join(
-        f"{name} {before.get(name)}"
+        _option(name, before.get(name))
         for name in ("threshold", "tile", "flip")
         if before.get(name) != record[name]
     )
+
+
+def _option(name: str, value: Any) -> str:
+    """How the command line's options made a file, as one would type them."""
+    if name == "flip":
+        return "made with --tta" if value else "made without --tta"
+    return f"made without --{name}" if value is None else f"made with --{name} {value}"
 
 
 def _check_folder(folder: Path, out: Path) -> None:

@@ -57,6 +57,7 @@ def _draw_progress(run: Run, records: Sequence[dict[str, Any]], val_split: Split
         [f"epoch {r['epoch']}" + (", best" if r is best else "") for r, _ in shown],
         run.task.colours,
         run.directory / "progress.png",
+        classes=run.task.classes if run.task.outputs > 1 else (),
     )
 
 

@@ -1,7 +1,9 @@
 """Where the scores of a run go, and whether they may."""
 
+import csv
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,17 @@ def check_scores(out: Path, conditions: Mapping[str, Any], file: str = "metrics.
             f"{out}: holds something else ({some_of(changed)}); name another folder (--out), or "
             "add --overwrite"
         )
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV, from which every name comes back as it is."""
+    lines = []
+    for row in rows:
+        # Python quotes a carriage return only where it is part of the line's end.
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(row)
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def check_same_images(run: Run, config: RunConfig) -> str | None:

@@ -1,5 +1,7 @@
 """A run's records as TensorBoard reads them, in `tensorboard/` of its directory."""
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ..errors import InputError
+from ..errors import InputError, UnavailableError
 
 FOLDER = "tensorboard"
 
@@ -36,29 +38,54 @@ def tensorboard_log(directory: Path, records: Sequence[Mapping[str, Any]]) -> It
     Arguments:
 
     - `records`: of before, in a run that is resumed.
+
+    Raises UnavailableError where the log cannot be written.
     """
-    from tensorboardX import SummaryWriter
+    # Not `SummaryWriter`, whose thread a full disk ends, after which all that is added waits.
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
 
-    is_new = not (directory / FOLDER).exists()
+    proto: Any = event_pb2  # whose names are made when it is imported
+    folder = directory / FOLDER
+    is_new = not folder.exists()
     step = records[-1]["step"] if records else 0
-    with SummaryWriter(
-        str(directory / FOLDER),
-        purge_step=step + 1,
-        filename_suffix=f".{step}",  # beside the second, which may be that of another file
-    ) as writer:
+    with _writing(folder):
+        folder.mkdir(exist_ok=True)
+        # The suffix tells it from one of the same second.
+        writer = EventsWriter(str(folder / "events"), f".{step}")
 
-        def log(
-            record: Mapping[str, Any], predictions: UInt8[np.ndarray, "n h w 3"] | None
-        ) -> None:
+    def write(step: int, **what: Any) -> None:
+        writer.write_event(proto.Event(wall_time=time.time(), step=step, **what))
+
+    def log(record: Mapping[str, Any], predictions: UInt8[np.ndarray, "n h w 3"] | None) -> None:
+        with _writing(folder):
             for name, value in record.items():
                 if name != "step" and value is not None:
-                    writer.add_scalar(name, value, record["step"])
+                    write(record["step"], summary=summary.scalar(name, value))
             if predictions is not None:
-                writer.add_images(
-                    "val/predictions", predictions, record["step"], dataformats="NHWC"
-                )
+                pictures = summary.image("val/predictions", predictions, dataformats="NHWC")
+                write(record["step"], summary=pictures)
             writer.flush()  # for whoever watches
 
+    try:
+        write(
+            step + 1, session_log=proto.SessionLog(status=proto.SessionLog.START)
+        )  # hides what is later
         for record in records if is_new else ():
             log(record, None)
         yield log
+    finally:
+        with contextlib.suppress(OSError):  # `log` said it, having written all that there was
+            writer.close()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"{folder}: cannot be written ({error.strerror or error}); free space there, or leave "
+            "out --tensorboard"
+        ) from error

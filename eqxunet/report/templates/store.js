@@ -13,6 +13,7 @@ function element(tag, properties = {}, ...children) {
 
 function format(value, kind) {
   if (value === null) return "–";
+  if (kind === "distance") return value.toFixed(1);
   if (kind !== "number") return String(value);
   return Math.abs(value) < 100 ? value.toFixed(3) : value.toPrecision(4);
 }
