@@ -19,7 +19,7 @@ from ..training import (
     StepMetrics,
     Trainer,
     TrainState,
-    fit,
+    fit_in_phases,
     learning_rate,
     with_precise_statistics,
 )
@@ -64,7 +64,8 @@ def train_epochs(
     is_stopped = False
     with observer.steps(total_steps, step) as tell:
         window: list[StepMetrics] = []
-        for trained, metrics in fit(trainer, train_state, train_split):
+        phases = fit_in_phases(trainer, train_state, train_split)
+        for trainer, trained, metrics in phases:
             step += 1
             window.append(metrics)
             if len(window) == 2:  # the first is done, this one runs
