@@ -17,7 +17,7 @@ from eqxunet.data.batches import batches
 from eqxunet.errors import InputError
 from eqxunet.models import PlainEncoder, encoders
 from eqxunet.models.leaves import named_leaves, named_state
-from eqxunet.training import fit_in_phases, learning_rate, unfreeze
+from eqxunet.training import fit, fit_in_phases, learning_rate, unfreeze
 from eqxunet.training.arrays import from_arrays, to_arrays
 from eqxunet.training.step import batch_gradient, prepare
 
@@ -129,6 +129,13 @@ def test_its_average_starts_at_its_weights_and_the_others_goes_on():
     assert eqx.tree_equal(copies(later.average.decoder), before.decoder)
     assert eqx.tree_equal(copies(later.average.encoder), encoder)
     assert eqx.tree_equal(copies(later.trainable.encoder), encoder)
+
+
+def test_unfreezing_uses_nothing_up():
+    before = until(fit_in_phases(*begin(), arrays()), BORDER)
+    kept = copies(before)
+    next(fit(*unfreeze(*before), arrays()))  # donates what it gets
+    assert eqx.tree_equal(copies(before), kept)
 
 
 @pytest.mark.parametrize("stop", [BORDER - 1, BORDER, BORDER + 1])

@@ -187,12 +187,11 @@ def train_step(
         gradient, train_state.opt_state, train_state.trainable
     )
     trainable = eqx.apply_updates(train_state.trainable, updates)
-    average = moving_average(train_state.average, trainable, train_state.step)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
-        (trainable, state, opt_state, average),
-        (train_state.trainable, train_state.state, train_state.opt_state, train_state.average),
+        (trainable, state, opt_state),
+        (train_state.trainable, train_state.state, train_state.opt_state),
     )
     skipped = jnp.where(finite, 0, train_state.skipped + 1)
     iou = jnp.mean(
@@ -202,7 +201,13 @@ def train_step(
             )
         )(logits, targets)
     )
-    trainable, state, opt_state, average = kept
+    trainable, state, opt_state = kept
+    # Reads what was kept: in a `where`, XLA would compute Adam's update for it a second time.
+    average = jax.lax.cond(
+        finite,
+        lambda: moving_average(train_state.average, trainable, train_state.step),
+        lambda: train_state.average,
+    )
     train_state = TrainState(trainable, state, opt_state, average, train_state.step + 1, skipped)
     return train_state, StepMetrics(loss, iou, norm, skipped)
 

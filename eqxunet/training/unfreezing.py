@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..data import Split
@@ -34,7 +32,7 @@ def fit_in_phases(
         yield trainer, train_state, metrics
 
 
-@eqx.filter_jit
+@eqx.filter_jit  # so that its results own their buffers, which the step donates
 def unfreeze(trainer: Trainer, train_state: TrainState) -> tuple[Trainer, TrainState]:
     """Returns both with a frozen encoder among what is trained, in training mode.
 
@@ -55,8 +53,6 @@ def unfreeze(trainer: Trainer, train_state: TrainState) -> tuple[Trainer, TrainS
     average = None if train_state.average is None else unfrozen(train_state.average)[0]
     later = dataclasses.replace(trainer, frozen=frozen)
     opt_state = carry_moments(train_state.opt_state, later.optimizer(trainable).init(trainable))
-    later_state = dataclasses.replace(
+    return later, dataclasses.replace(
         train_state, trainable=trainable, opt_state=opt_state, average=average
     )
-    # The step donates its buffers, so it must own them.
-    return later, jax.tree.map(jnp.copy, later_state)
