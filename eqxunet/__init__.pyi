@@ -29,6 +29,7 @@ from .training import TrainState as TrainState
 from .training import fit as fit
 from .training import initialise as initialise
 from .training import precise_statistics as precise_statistics
+from .training import unfreeze as unfreeze
 from .training import with_precise_statistics as with_precise_statistics
 from .weights import read_serl as read_serl
 from .weights import read_state_dict as read_state_dict

@@ -96,7 +96,10 @@ class TrainConfig:
     - `clip_norm`: largest norm of the gradient over all trained leaves.
     - `freeze_encoder`: leave an encoder that has pretrained weights, such as `"resnet10"`, as it
       is, BatchNorm's statistics included, and train the decoder only.
+    - `unfreeze_after`: epochs after which such an encoder is trained too; a loop of one's own calls
+      `unfreeze`.
     - `encoder_lr_scale`: factor on the learning rate of such an encoder where it is trained.
+    - `ema`: validate and keep a moving average of the weights in place of the latest ones.
     - `augment`: flip, scale and crop, and change colours of training images.
     - `border`: what the trimap's border pixels count as; a loop of one's own tells its task.
     - `precision`: dtype that the network computes in; parameters and statistics stay float32.
@@ -121,7 +124,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     freeze_encoder: bool = True
+    unfreeze_after: int | None = None
     encoder_lr_scale: float = 1.0
+    ema: bool = True
     augment: bool = True
     border: Border = "foreground"
     precision: Precision = "float32"
@@ -136,7 +141,9 @@ class TrainConfig:
         choices = {"schedule": Schedule, "border": Border, "precision": Precision}
         for name, possible in choices.items():
             require_choice(name, getattr(self, name), possible)
-        for name in ("batch_size", "epochs", "steps", "accumulate", "patience", "max_skipped"):
+        for name in ("batch_size", "epochs", "steps", "unfreeze_after"):
+            _require_whole(self, name, least=1)
+        for name in ("accumulate", "patience", "max_skipped"):
             _require_whole(self, name, least=1)
             _require_at_most(self, name, _MOST)
         _require_whole(self, "seed", least=0, most=_MOST)
@@ -150,10 +157,22 @@ class TrainConfig:
             _require_number(self, name, lambda value: value > 0, "above 0")
         _require_number(self, "weight_decay", lambda value: value >= 0, "from 0 up")
         _require_number(self, "warmup", lambda value: 0 <= value < 1, "from 0 up and below 1")
-        if self.encoder_lr_scale != 1 and self.freeze_encoder:
+        after = self.unfreeze_after
+        if after is not None and not self.freeze_encoder:
+            raise InputError(
+                f"unfreeze_after={after}: the encoder is trained from the start; leave that out, "
+                "or freeze_encoder=False (--no-freeze-encoder)"
+            )
+        if after is not None and self.steps is None and after >= self.epochs:
+            raise InputError(
+                f"unfreeze_after={after} is not before the end of {self.epochs} epochs; give a "
+                "smaller number, or leave it out (--unfreeze-after)"
+            )
+        if self.encoder_lr_scale != 1 and self.freeze_encoder and after is None:
             raise InputError(
                 f"encoder_lr_scale={self.encoder_lr_scale} scales nothing while the encoder is "
-                "frozen; set freeze_encoder=False (--no-freeze-encoder), or leave it out"
+                "frozen; set freeze_encoder=False (--no-freeze-encoder) or unfreeze_after "
+                "(--unfreeze-after), or leave it out"
             )
         if self.batch_size % self.accumulate:
             raise InputError(

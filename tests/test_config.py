@@ -57,6 +57,9 @@ def test_models_that_cannot_be(given, message):
         ({"warmup": -0.1}, "warmup=-0.1"),
         ({"encoder_lr_scale": 0, "freeze_encoder": False}, "encoder_lr_scale=0 .* above 0"),
         ({"encoder_lr_scale": 0.1}, "encoder is frozen; set freeze_encoder=False"),
+        ({"unfreeze_after": 0}, r"unfreeze_after=0 .* whole number from 1 up \(default None\)"),
+        ({"unfreeze_after": 3, "freeze_encoder": False}, "trained from the start; leave that out"),
+        ({"unfreeze_after": 20}, "unfreeze_after=20 is not before the end of 20 epochs"),
         ({"batch_size": 0}, r"batch_size=0 .* whole number from 1 up \(default 16\)"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"epochs": 0}, "epochs=0"),
@@ -81,6 +84,8 @@ def test_the_least_that_works():
     ModelConfig(encoder="resnet10", stage_sizes=(3, 4, 6, 3))
     TrainConfig(batch_size=1, epochs=1, steps=1, patience=1, max_skipped=1, warmup=0, clip_norm=1)
     TrainConfig(freeze_encoder=False, encoder_lr_scale=0.1)
+    TrainConfig(unfreeze_after=19, encoder_lr_scale=0.1)
+    TrainConfig(unfreeze_after=20, steps=1000)
 
 
 def test_what_is_derived_is_checked_too():

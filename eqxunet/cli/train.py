@@ -71,9 +71,15 @@ def train(
     freeze_encoder: Annotated[
         bool, typer.Option(help="Train the decoder only, where the encoder has weights.")
     ] = TrainConfig.freeze_encoder,
+    unfreeze_after: Annotated[
+        int | None, typer.Option(min=1, help="Train a frozen encoder after so many epochs.")
+    ] = TrainConfig.unfreeze_after,
     encoder_lr_scale: Annotated[
         float, typer.Option(help="Factor on the encoder's learning rate.")
     ] = TrainConfig.encoder_lr_scale,
+    ema: Annotated[
+        bool, typer.Option(help="Keep a moving average of the weights.")
+    ] = TrainConfig.ema,
     augment: Annotated[bool, typer.Option(help="Flip, crop, recolour.")] = TrainConfig.augment,
     border: Annotated[
         Border, typer.Option(help="What the trimap's border counts as.")

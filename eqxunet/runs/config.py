@@ -33,6 +33,7 @@ _PLAIN = ("data", "data_dir", "limit")
 _EXTENDABLE = ("epochs", "steps", "patience", "max_skipped", "checkpoint_every")
 _FILLED_IN = ("classes", "provenance", "identity")
 _LATER = {"task": "binary", "labels": None, "classes": (), "identity": None, "start": None}
+_LATER_OF_TRAINING = {"ema": False}  # where its default is another today
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class RunConfig:
             raise InputError(
                 f"--weights {self.weights}: there are none for the {self.model.encoder} encoder; "
                 "leave it out, or use an --encoder that has some, such as resnet10"
+            )
+        if self.train.unfreeze_after is not None and not self.model.has_pretrained_weights:
+            raise InputError(
+                f"--unfreeze-after {self.train.unfreeze_after}: the {self.model.encoder} encoder "
+                "has no pretrained weights and is trained from the start; leave it out, or use "
+                "another --encoder"
             )
 
     def make_task(self) -> AbstractTask:
@@ -179,7 +186,7 @@ class RunConfig:
             weights = values["weights"] or {"source": "auto"}
             config = cls(
                 ModelConfig(**values["model"]),
-                TrainConfig(**values["train"]),
+                TrainConfig(**_LATER_OF_TRAINING | values["train"]),
                 **{name: values[name] for name in _PLAIN},
                 **{name: _tuples(values.get(name, other)) for name, other in _LATER.items()},
                 weights=weights["source"],

@@ -20,7 +20,7 @@ from ..training import (
     StepMetrics,
     Trainer,
     TrainState,
-    fit,
+    fit_in_phases,
     learning_rate,
     with_precise_statistics,
 )
@@ -92,7 +92,8 @@ def train_epochs(
     with observer.steps(total_steps, step) as tell:
         uncounted: StepMetrics | None = None
         text = ""
-        for trained, metrics in fit(trainer, position.train_state, training.train_split):
+        phases = fit_in_phases(trainer, position.train_state, training.train_split)
+        for trainer, trained, metrics in phases:
             step += 1
             clock.step()
             ends_epoch = step % epoch_steps == 0 or step == total_steps

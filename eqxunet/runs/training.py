@@ -45,6 +45,9 @@ from .start import from_run, weights_file, with_weights
 from .sums import EpochSums
 from .tensorboard import check_tensorboard, tensorboard_log
 
+# Steps below which a run from scratch, or on pretrained weights, mostly ends before it has learnt.
+_ENOUGH, _ENOUGH_PRETRAINED = 1000, 300
+
 
 def train(
     config: RunConfig | None = None,
@@ -207,6 +210,8 @@ def _train(
     config.write(directory)
     point_latest(directory)
     _warn_of_cpu(config.train, observer)
+    if not resume:
+        _tell_of_length(config, epoch_steps, total_steps, observer)
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
     size = config.model.size
     observer.note(
@@ -298,6 +303,27 @@ def _clear(directory: Path, observer: Observer) -> None:
         observer.note(f"deleted in {directory}: {some_of(deleted)}")
     if kept:
         observer.warn(f"{directory}: left what is not of a run: {some_of(kept)}")
+
+
+def _tell_of_length(
+    config: RunConfig, epoch_steps: int, total_steps: int, observer: Observer
+) -> None:
+    """Says where a run ends too early for what it is meant to do."""
+    after = config.train.unfreeze_after
+    if after is not None and after * epoch_steps >= total_steps:
+        observer.warn(
+            f"the encoder stays frozen: the run ends after {total_steps} steps, and "
+            f"--unfreeze-after {after} is {after * epoch_steps}"
+        )
+    if config.train.steps is not None or config.train.epochs <= 2 or config.limit is not None:
+        return  # who counts steps knows, and the others are trying things out
+    is_pretrained = config.model.has_pretrained_weights and config.weights != "random"
+    enough = _ENOUGH_PRETRAINED if is_pretrained or config.start else _ENOUGH
+    if total_steps < enough:
+        observer.note(
+            f"{config.train.epochs} epochs of so few images are {total_steps} steps, and steps are "
+            f"what counts: --epochs {-(-enough // epoch_steps)} makes {enough:,}"
+        )
 
 
 def _warn_of_cpu(config: TrainConfig, observer: Observer) -> None:

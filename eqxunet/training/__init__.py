@@ -12,3 +12,5 @@ from .step import Trainer as Trainer
 from .step import TrainState as TrainState
 from .step import initialise as initialise
 from .step import train_step as train_step
+from .unfreezing import fit_in_phases as fit_in_phases
+from .unfreezing import unfreeze as unfreeze

@@ -27,7 +27,7 @@ def fit(
 
     A yielded state is donated to the next step: save or evaluate it before asking for more. The
     step that is yielded may still run, the one before it is done: so the device always has work,
-    and whoever stops waits for one step.
+    and whoever stops waits for one step. A frozen encoder stays frozen, until `unfreeze` is called.
 
     Arguments:
 

@@ -9,23 +9,29 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..models import UNet
 
+_ENCODER, _REST = "encoder", "rest"  # names in checkpoints
+
 
 def is_encoder_frozen(model: UNet, config: TrainConfig) -> bool:
-    """Whether the encoder stays as it is: only where pretrained weights exist is there a point.
+    """Whether the encoder stays as it is, at first at least: only where pretrained weights exist is
+    there a point.
 
-    Raises InputError where its learning rate is scaled although it starts from scratch.
+    Raises InputError where it starts from scratch, but has a learning rate of its own or is to be
+    trained later.
     """
     has_weights = model.encoder.has_pretrained_weights
-    if config.encoder_lr_scale != 1 and not has_weights:
-        raise InputError(
-            f"encoder_lr_scale={config.encoder_lr_scale} is for encoders that have pretrained "
-            f"weights, and {type(model.encoder).__name__} has none; leave it out"
-        )
+    for name, without in (("encoder_lr_scale", 1), ("unfreeze_after", None)):
+        value = getattr(config, name)
+        if value != without and not has_weights:
+            raise InputError(
+                f"{name}={value} is for encoders that have pretrained weights, and "
+                f"{type(model.encoder).__name__} has none; leave it out"
+            )
     return config.freeze_encoder and has_weights
 
 
 def trainable_mask(model: UNet, config: TrainConfig) -> PyTree[bool]:
-    """Returns a tree like the model: true where a leaf is trained."""
+    """Returns a tree like the model: true where a leaf is trained from the first step on."""
     mask = jax.tree.map(eqx.is_inexact_array, model)
     return _with_encoder(mask, False) if is_encoder_frozen(model, config) else mask
 
@@ -51,22 +57,65 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns AdamW (Loshchilov, Hutter, ICLR 2019), which at weight decay 0 is Adam.
 
+    An encoder that was frozen at first has one of its own, since its moments are younger.
+
     Arguments:
 
     - `trainable`: the trained leaves. The clipping norm is theirs alone.
     - `lr`: peak learning rate.
     """
-    transforms = []
+    clip = []
     if config.clip_norm is not None:
-        transforms.append(optax.clip_by_global_norm(config.clip_norm))
+        clip.append(optax.clip_by_global_norm(config.clip_norm))
     schedule = learning_rate(config, lr, total_steps)
-    transforms.append(optax.adamw(schedule, weight_decay=config.weight_decay))
+    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
+    in_encoder = _with_encoder(jax.tree.map(lambda _: False, trainable), True)
     # All leaves as one vector: a few programs to compile instead of some for each leaf.
-    transforms = [optax.flatten(optax.chain(*transforms))]
+    if config.unfreeze_after is not None and is_encoder_trained(trainable):
+        label = jax.tree.map(lambda is_inside: _ENCODER if is_inside else _REST, in_encoder)
+        # In a function, since optax would call the tree of labels, which is a model.
+        each = dict.fromkeys((_ENCODER, _REST), optax.flatten(adamw))
+        own = optax.partition(each, lambda _: label)
+        transforms = [optax.chain(*clip, own)]
+    else:
+        transforms = [optax.flatten(optax.chain(*clip, adamw))]
     if config.encoder_lr_scale != 1:
-        in_encoder = _with_encoder(jax.tree.map(lambda _: False, trainable), True)
         transforms.append(optax.masked(optax.scale(config.encoder_lr_scale), in_encoder))
     return optax.chain(*transforms)
+
+
+def is_encoder_trained(trainable: PyTree) -> bool:
+    """Whether any of the trained leaves are the encoder's."""
+    return bool(jax.tree.leaves(trainable.encoder))
+
+
+def carry_moments(opt_state: PyTree, fresh: PyTree) -> PyTree:
+    """Returns the state of an optimiser that trains the encoder too, with what went before.
+
+    The other leaves' moments are carried over, the encoder's are fresh; the schedule of both goes
+    on.
+
+    Arguments:
+
+    - `opt_state`: of the frozen encoder's time.
+    - `fresh`: of an optimiser that has done nothing yet.
+    """
+    adamw = opt_state[0][-1]
+    schedule = -1  # the last part of AdamW
+    return eqx.tree_at(
+        lambda state: (
+            state[0][-1].inner_states[_REST].inner_state,
+            state[0][-1].inner_states[_ENCODER].inner_state[schedule],
+        ),
+        fresh,
+        (adamw, adamw[schedule]),
+    )
+
+
+def split_encoder(trainable: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns the encoder's trained leaves and the others."""
+    in_encoder = _with_encoder(jax.tree.map(lambda _: False, trainable), True)
+    return eqx.partition(trainable, in_encoder)
 
 
 def _with_encoder(mask: PyTree[bool], value: bool) -> PyTree[bool]:

@@ -17,6 +17,7 @@ from ..data.batches import Batch
 from ..models import UNet, batched
 from ..ops import is_convolution
 from ..tasks import AbstractTask, confusion_matrix
+from .average import moving_average
 from .optimizer import is_encoder_frozen, make_optimizer, trainable_mask
 
 _AUGMENT = 1  # purpose of a derived key
@@ -28,6 +29,7 @@ class TrainState(eqx.Module):
     - `trainable`: the model's trained leaves, None elsewhere.
     - `state`: BatchNorm's running statistics.
     - `opt_state`: the optimiser's state, for the trained leaves only.
+    - `average`: the moving average of the trained leaves, or None.
     - `step`: steps done; every random key and every batch derive from it.
     - `skipped`: the latest steps in a row that were skipped as not finite.
     """
@@ -35,6 +37,7 @@ class TrainState(eqx.Module):
     trainable: PyTree
     state: eqx.nn.State
     opt_state: PyTree
+    average: PyTree
     step: Int[Array, ""]
     skipped: Int[Array, ""]
 
@@ -59,8 +62,9 @@ class Trainer(eqx.Module):
     total_steps: int = eqx.field(static=True)
 
     def model(self, train_state: TrainState) -> UNet:
-        """The whole model."""
-        return eqx.combine(train_state.trainable, self.frozen)
+        """The whole model as it is to be used: with the average of its weights, if there is one."""
+        average = train_state.average
+        return eqx.combine(train_state.trainable if average is None else average, self.frozen)
 
     def optimizer(self, trainable: PyTree) -> optax.GradientTransformation:
         """The optimiser of the trained leaves."""
@@ -103,9 +107,10 @@ def initialise(
         total_steps,
     )
     opt_state = trainer.optimizer(trainable).init(trainable)
+    average = trainable if config.ema else None
     zero = jnp.zeros((), jnp.int32)
     # The step donates its buffers, so it must own them.
-    train_state = TrainState(trainable, state, opt_state, zero, zero)
+    train_state = TrainState(trainable, state, opt_state, average, zero, zero)
     return trainer, jax.tree.map(jnp.copy, train_state)
 
 
@@ -200,7 +205,13 @@ def train_step(
         )(logits, targets)
     )
     trainable, state, opt_state = kept
-    train_state = TrainState(trainable, state, opt_state, train_state.step + 1, skipped)
+    # Reads what was kept: in a `where`, XLA would compute Adam's update for it a second time.
+    average = jax.lax.cond(
+        finite,
+        lambda: moving_average(train_state.average, trainable, train_state.step),
+        lambda: train_state.average,
+    )
+    train_state = TrainState(trainable, state, opt_state, average, train_state.step + 1, skipped)
     return train_state, StepMetrics(loss, iou, norm, skipped)
 
 
