@@ -38,8 +38,8 @@ _BYTES = 8  # a pixel: no format has more that is read
 
 _STRIP = 1 << 20  # pixels
 
-pixel_budget = Budget(2 * MAX_PIXELS)
-"""Of the images and masks that all threads decode at a time, whose memory this bounds."""
+pixel_budget = Budget(MAX_PIXELS)
+"""Of the images that all threads decode at a time, each with its mask: this bounds their memory."""
 
 Image.init()
 _READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
@@ -203,7 +203,7 @@ def _used(use: Callable[[Example], T], source: Source, index: int) -> T | FileEr
 def decoding(*files: Path | bytes | UInt8[np.ndarray, "..."]) -> Iterator[None]:
     """Waits until these files can be decoded beside what other threads decode; until it is left,
     others wait for them."""
-    with pixel_budget.taking(sum(map(_weight, files))):
+    with pixel_budget.taking(max(map(_weight, files))):
         yield
 
 
