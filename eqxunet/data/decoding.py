@@ -42,6 +42,9 @@ pixel_budget = Budget(MAX_PIXELS)
 """Of the images that all threads decode at a time, each with its mask: this bounds their memory."""
 
 Image.init()
+# Of blocks above 32 MiB, glibc gives the memory back as an image is closed. Of Pillow's own 16 MiB,
+# it keeps that of a large image for the thread that read it, and so once for each thread.
+Image.core.set_block_size(1 << 26)
 _READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 FORMATS = tuple(name for name in _READ if name in Image.OPEN)
 """Formats that are read, by content, in the order in which they are tried. Pillow knows more, some
