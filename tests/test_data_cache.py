@@ -128,6 +128,12 @@ def shortened(folder: Path) -> None:
     (folder / "labels.npy").write_bytes(content[:-1])
 
 
+def lengthened(folder: Path) -> None:
+    (folder / "labels.npy").chmod(0o644)
+    with (folder / "labels.npy").open("ab") as file:
+        file.write(b"x")
+
+
 def emptied(folder: Path) -> None:
     (folder / "images.npy").write_bytes(b"")
 
@@ -205,7 +211,7 @@ HEADERS = [
     "damage",
     [
         *(flipped, shortened, emptied, without_index, garbled, too_few_names, not_an_object),
-        *(nested, too_long, a_pipe, another_mask, no_number),
+        *(lengthened, nested, too_long, a_pipe, another_mask, no_number),
         *(pytest.param(with_header(header), id=f"header {i}") for i, header in enumerate(HEADERS)),
     ],
 )

@@ -386,6 +386,11 @@ def test_names_of_any_bytes_are_names(tmp_path):
 
 def test_names_of_any_bytes_are_shown_on_one_line(tmp_path):
     root = write_plain(tmp_path / "data", [os.fsdecode(name) for name in ODD])
+    (root / "masks" / "\x1b[31mred.png").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        load_split(str(root), "all", size=4, cache_dir=tmp_path / "cache")
+    _, line = str(caught.value).splitlines()
+    assert line.isprintable() and r"masks/\x1b[31mred.png: cannot be read" in line
     for path in (root / "masks").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError) as caught:

@@ -38,10 +38,13 @@ _BYTES = 8  # a pixel: no format has more that is read
 
 _STRIP = 1 << 20  # pixels
 
-pixel_budget = Budget(2 * MAX_PIXELS)
-"""Of the images and masks that all threads decode at a time, whose memory this bounds."""
+pixel_budget = Budget(MAX_PIXELS)
+"""Of the images that all threads decode at a time, each with its mask: this bounds their memory."""
 
 Image.init()
+# Of blocks above 32 MiB, glibc gives the memory back as an image is closed. Of Pillow's own 16 MiB,
+# it keeps that of a large image for the thread that read it, and so once for each thread.
+Image.core.set_block_size(1 << 26)
 _READ = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 FORMATS = tuple(name for name in _READ if name in Image.OPEN)
 """Formats that are read, by content, in the order in which they are tried. Pillow knows more, some
@@ -203,7 +206,7 @@ def _used(use: Callable[[Example], T], source: Source, index: int) -> T | FileEr
 def decoding(*files: Path | bytes | UInt8[np.ndarray, "..."]) -> Iterator[None]:
     """Waits until these files can be decoded beside what other threads decode; until it is left,
     others wait for them."""
-    with pixel_budget.taking(sum(map(_weight, files))):
+    with pixel_budget.taking(max(map(_weight, files))):
         yield
 
 

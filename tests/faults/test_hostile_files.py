@@ -2,10 +2,13 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 from pictures import write_plain
-from processes import Command, run
+from PIL import Image
+from processes import ROOT, Command, run
 
 pytestmark = pytest.mark.faults
 
@@ -30,6 +33,41 @@ def test_a_file_of_gigabytes_takes_no_memory(folder, tmp_path):
     assert command.process.returncode == 2
     for name in ("images/a.png", "masks/b.png"):
         assert f"{name}: 6442 MB, more than 89 megapixels take" in command.output.replace("\n", "")
+
+
+READS = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from eqxunet.data import decoding
+from eqxunet.data.budget import Budget
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+def read(path):
+    with decoding.decoding(path), decoding.opened(path, str(path)) as file:
+        return decoding.read_resized(file, str(path), 8)
+
+small, large = map(Path, sys.argv[1:])
+decoding.pixel_budget = Budget(1)
+read(small)
+before = peak()
+with ThreadPoolExecutor(6) as pool:
+    list(pool.map(read, [large] * 6))
+print(peak() - before)
+"""
+
+
+def test_the_memory_of_large_images_is_that_of_one(folder, tmp_path):
+    large = tmp_path / "large.png"
+    Image.new("RGB", (6000, 4000)).save(large)  # 96 MB of Pillow's
+    command = [sys.executable, "-c", READS, str(folder / "images" / "a.png"), str(large)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert 90 < int(done.stdout) < 250
 
 
 def test_pipes_in_a_folder_are_no_images(folder, tmp_path):
