@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -159,6 +160,18 @@ def test_a_step_that_was_renamed_is_damaged(tmp_path):
     (tmp_path / "2").rename(tmp_path / "3")
     restored = restore(tmp_path)
     assert restored.step == 1 and "it is step 2" in restored.damaged[0]
+
+
+def test_damage_is_told_of_by_nobody_else(tmp_path, caplog):
+    """Of many arrays that cannot be read, asyncio would log all but the first."""
+    with Writer(tmp_path) as checkpoints:
+        checkpoints.save(1, {f"a{i}": np.zeros(3, np.float32) for i in range(20)})
+    (tmp_path / "1" / "state" / "manifest.ocdbt").write_bytes(b"garbage")
+    for _ in range(10):
+        with pytest.raises(IntegrityError):
+            restore(tmp_path)
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_a_step_without_its_note_is_damaged(tmp_path):
