@@ -300,6 +300,14 @@ def test_a_torn_save_is_ignored_by_readers_and_cleaned_by_the_next_writer(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"1", "3"}
 
 
+def test_what_a_failed_save_left_does_not_stop_the_next(tmp_path):
+    with Writer(tmp_path) as checkpoints:
+        for name in (".1.partial", ".1.partial.orbax-checkpoint-tmp"):
+            (tmp_path / name).mkdir()
+        checkpoints.save(1, arrays(1))
+    assert restore(tmp_path).step == 1 and len(list(tmp_path.iterdir())) == 1
+
+
 def test_what_was_not_validated_is_never_the_best(tmp_path):
     write(tmp_path, {1: None})
     assert restore(tmp_path, "best") is None
