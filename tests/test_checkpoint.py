@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -161,6 +162,18 @@ def test_a_step_that_was_renamed_is_damaged(tmp_path):
     assert restored.step == 1 and "it is step 2" in restored.damaged[0]
 
 
+def test_damage_is_told_of_by_nobody_else(tmp_path, caplog):
+    """Of many arrays that cannot be read, asyncio would log all but the first."""
+    with Writer(tmp_path) as checkpoints:
+        checkpoints.save(1, {f"a{i}": np.zeros(3, np.float32) for i in range(20)})
+    (tmp_path / "1" / "state" / "manifest.ocdbt").write_bytes(b"garbage")
+    for _ in range(10):
+        with pytest.raises(IntegrityError):
+            restore(tmp_path)
+    gc.collect()
+    assert caplog.records == []
+
+
 def test_a_step_without_its_note_is_damaged(tmp_path):
     write(tmp_path, {1: 0.1, 2: 0.2})
     (tmp_path / "2" / "note.json").unlink()
@@ -285,6 +298,14 @@ def test_a_torn_save_is_ignored_by_readers_and_cleaned_by_the_next_writer(tmp_pa
     assert all((path / "half").exists() for path in torn), "it may be a save in progress"
     write(tmp_path, {3: 0.1})
     assert {path.name for path in tmp_path.iterdir()} == {"1", "3"}
+
+
+def test_what_a_failed_save_left_does_not_stop_the_next(tmp_path):
+    with Writer(tmp_path) as checkpoints:
+        for name in (".1.partial", ".1.partial.orbax-checkpoint-tmp"):
+            (tmp_path / name).mkdir()
+        checkpoints.save(1, arrays(1))
+    assert restore(tmp_path).step == 1 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_was_not_validated_is_never_the_best(tmp_path):

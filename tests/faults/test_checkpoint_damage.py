@@ -127,13 +127,14 @@ def test_a_mutation_of_any_file_costs_that_step_at_most(tmp_path):
 
 
 FILLING = """
-import contextlib, os, resource, sys
+import contextlib, gc, os, resource, sys
 from pathlib import Path
 import numpy as np
 from eqxunet.errors import UnavailableError
 from test_checkpoint_damage import BEST, Writer, arrays, is_step, restore, write
 
-folder, large = Path(sys.argv[1]), np.frombuffer(os.urandom(50_000), np.uint8)
+folder = Path(sys.argv[1])
+many = {f"a{i}": np.frombuffer(os.urandom(4000), np.uint8) for i in range(20)}
 write(folder / "checkpoints", [1, 2])
 filler = folder / "filler"
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -143,7 +144,7 @@ with Writer(folder / "checkpoints") as checkpoints:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         else:
             filler.write_bytes(bytes(os.statvfs(folder).f_bavail * 4096 - room // 4096 * 4096))
-        checkpoints.save(step, {"large": large, **arrays(step)})
+        checkpoints.save(step, many | arrays(step))
         with contextlib.suppress(UnavailableError):
             checkpoints.wait()
             raise AssertionError("saved")
@@ -151,6 +152,7 @@ with Writer(folder / "checkpoints") as checkpoints:
         assert is_step(restored, 2) and not restored.damaged
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         filler.unlink(missing_ok=True)
+        gc.collect()
 write(folder / "checkpoints", [6])
 assert {path.name for path in (folder / "checkpoints").iterdir()} == {"1", "2", "6"}
 assert is_step(restore(folder / "checkpoints"), 6)
@@ -162,7 +164,7 @@ def test_a_full_disk_costs_what_does_not_fit_and_says_nothing_but_its_error(tmp_
     """`full` is a small file system of its own, `limit` one on the size of a file."""
     command = [sys.executable, "-c", FILLING, str(tmp_path), kind]
     if kind == "full":
-        mount = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
+        mount = 'mount -t tmpfs -o size=384k tmpfs "$0" && exec "$@"'
         command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, tmp_path, *command]
         if subprocess.run([*command[:-5], "true"], capture_output=True).returncode:
             pytest.skip("this machine lets nobody mount a file system")
