@@ -229,6 +229,7 @@ def test_overwriting_deletes_what_a_run_writes_and_nothing_else(tmp_path):
         "eval/test/metrics.json", "eval/test/report.html", "snapshots/00000003.png",
         "tensorboard/events.out.tfevents.1.2", "metrics.jsonl", "calibration.json", "config.json",
         ".config.json.7.partial", "snapshots/.00000003.png.7.partial",
+        "checkpoints/.14.partial/c",
     ]  # fmt: skip
     others = ["eval/mine.txt", "eval/val/notes.txt", "checkpoints/mine/a", "notes.md", ".lock"]
     for name in ours + others:
