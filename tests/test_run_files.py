@@ -78,6 +78,7 @@ CONTENTS = {
     "labels that are unknown": values(labels="colours"),
     "classes that are one word": values(task="semantic", classes="cat"),
     "classes that are numbers": values(task="semantic", labels="classes", classes=[1, 2]),
+    "300 classes": values(task="semantic", labels="classes", classes=list(map(str, range(300)))),
     "identity that is a list": values(identity=[1]),
     "identity of strings": values(identity={"train": "a", "val": "b"}),
     "identity without a count": values(identity={"train": {}, "val": {}}),
@@ -123,12 +124,16 @@ def make_sparse(path):
         file.truncate(10**9)
 
 
-KINDS = {"a folder": lambda path: path.mkdir(), "a pipe": make_fifo, "1 GB": make_sparse}
+KINDS = {
+    "is no file": lambda path: path.mkdir(),
+    "is no file,": make_fifo,
+    "has 1,000,000,000 bytes, more": make_sparse,
+}
 
 
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(("said", "make"), KINDS.items(), ids=("a folder", "a pipe", "1 GB"))
 @pytest.mark.parametrize("name", ["config.json", "calibration.json"])
-def test_what_is_no_small_file_is_not_read(tmp_path, monkeypatch, name, make):
+def test_what_is_no_small_file_is_not_read(tmp_path, monkeypatch, name, said, make):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     make(tmp_path / "run" / name)
@@ -136,10 +141,10 @@ def test_what_is_no_small_file_is_not_read(tmp_path, monkeypatch, name, make):
     if name == "config.json":
         for command in COMMANDS:
             code, message = answers(command)
-            assert code == 3 and name in message
+            assert code == 3 and f"{name}: {said}" in message
         assert answers(["train", "--data", "synthetic", "--run", "run", "--overwrite"])[0] == 3
     else:
-        with pytest.raises(IntegrityError, match="calibration.json: cannot be read"):
+        with pytest.raises(IntegrityError, match=f"calibration.json: cannot be read .{said}"):
             _read_calibration(tmp_path / "run", 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
@@ -229,6 +234,7 @@ def test_overwriting_deletes_what_a_run_writes_and_nothing_else(tmp_path):
         "eval/test/metrics.json", "eval/test/report.html", "snapshots/00000003.png",
         "tensorboard/events.out.tfevents.1.2", "metrics.jsonl", "calibration.json", "config.json",
         ".config.json.7.partial", "snapshots/.00000003.png.7.partial",
+        "checkpoints/.14.partial/c",
     ]  # fmt: skip
     others = ["eval/mine.txt", "eval/val/notes.txt", "checkpoints/mine/a", "notes.md", ".lock"]
     for name in ours + others:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import resource
+import stat
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import eqxunet as eu
 from eqxunet.errors import IntegrityError, UnavailableError
 from eqxunet.runs import directory as run_directory
 from eqxunet.runs import pace
-from eqxunet.runs.documents import write_json
+from eqxunet.runs.documents import parse, write_json
 from eqxunet.runs.records import (
     append_record,
     best_of,
@@ -75,12 +77,19 @@ def test_a_line_that_cannot_be_used_costs_itself_alone(tmp_path, damaged):
 
 def test_records_are_appended_to_the_disk(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("eqxunet.runs.records.os.fsync", synced.append)
+
+    def note(descriptor):
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            synced.append(status.st_size)
+
+    monkeypatch.setattr("eqxunet.runs.records.os.fsync", note)
     assert read_records(tmp_path, pytest.fail) == []
     for step in (1, 2):
         append_record(tmp_path, record(step))
     assert read_records(tmp_path, pytest.fail) == [record(1), record(2)]
-    assert len(synced) >= 2
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    assert synced == [size // 2, size]
     write_records(tmp_path, [record(1)])
     assert read_records(tmp_path, pytest.fail) == [record(1)]
     with pytest.raises(ValueError, match="JSON"):
@@ -92,6 +101,13 @@ def test_records_are_read_from_a_file_alone(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(IntegrityError, match="metrics.jsonl: is"):
         read_records(tmp_path, pytest.fail)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", '{"a": 1e999}', "-1e999"])
+def test_numbers_that_json_does_not_have_are_not_read(text):
+    with pytest.raises(ValueError, match="no number that JSON has"):
+        parse(text.encode())
+    assert parse(b"[1.5, 1e9]") == [1.5, 1e9]
 
 
 def test_an_epoch_without_a_finite_loss_is_never_the_best():

@@ -232,7 +232,7 @@ def test_what_was_interrupted_after_the_last_step_is_done_by_resuming(
     assert no_pictures == [run] and steps.done == []
 
 
-def test_a_changed_configuration_is_refused_before_images_are_decoded(whole, tmp_path, monkeypatch):
+def test_a_changed_configuration_is_refused_before_images_are_decoded(tmp_path, monkeypatch):
     run = tmp_path / "run"
     train(run, epochs=1)
     before = bits(run)

@@ -13,6 +13,6 @@ from .observer import Request as Request
 from .prediction import Predictions as Predictions
 from .prediction import predict_files as predict_files
 from .records import best_of as best_of
-from .training import resumable as resumable
+from .resume import resumable as resumable
 from .training import run_training as run_training
 from .training import train as train

@@ -159,7 +159,7 @@ def _without_empty(folder: Path, directory: Path) -> list[str]:
     left: list[str] = []
     for path in sorted(folder.iterdir()):
         if is_partial(path):
-            path.unlink()
+            _delete(path)
         else:
             left += _without_empty(path, directory)
     if not left:

@@ -43,17 +43,18 @@ def read_bytes(path: Path, *, most: int) -> bytes:
     try:
         # Opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise IntegrityError(f"{path}: is no file, which eqxunet would have written there")
+                raise IntegrityError(f"{path}: is no file, as eqxunet writes there")
             if status.st_size > most:
                 raise IntegrityError(
                     f"{path}: has {status.st_size:,} bytes, more than eqxunet would have written"
                 )
-            return file.read(most)
-    except IsADirectoryError as error:
-        raise IntegrityError(f"{path}: is a folder, where eqxunet writes a file") from error
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(most)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno in _ABSENT:
             raise FileNotFoundError(error.errno, error.strerror, str(path)) from error

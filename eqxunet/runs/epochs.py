@@ -125,6 +125,7 @@ def train_epochs(
                 append_record(training.directory, record)
                 records.append(record)
                 _save(training, checkpoints, step, arrays, sums, record)
+                del arrays  # views of what the next step overwrites
                 pace.saved()
                 best = best_of(records)
                 assert scores.first is not None

@@ -18,9 +18,8 @@ from ..data.complaints import some_of
 from ..errors import InputError
 from ..models import build
 from ..models.leaves import named_leaves
-from ..training import Trainer, TrainState, initialise
-from ..training.arrays import from_arrays
-from ..training.checkpoint import Restored, Writer, restore
+from ..training import initialise
+from ..training.checkpoint import Restored, Writer
 from ..training.optimizer import is_encoder_frozen
 from .calibration import calibrated
 from .config import RunConfig
@@ -39,10 +38,9 @@ from .epochs import Outcome, Position, Training, train_epochs
 from .load import Run, load_run
 from .observer import Observer
 from .pictures import draw_training
-from .records import Record, is_patience_out, read_records, write_records
+from .resume import count_steps, is_stopped_early, latest_checkpoint, resumable, resumed
 from .splits import load_splits, with_identity
 from .start import from_run, weights_file, with_weights
-from .sums import EpochSums
 from .tensorboard import check_tensorboard, tensorboard_log
 
 # Steps below which a run from scratch, or on pretrained weights, mostly ends before it has learnt.
@@ -154,21 +152,12 @@ def run_training(
         ) from error
 
 
-def resumable(directory: Path) -> RunConfig:
-    """The configuration of a run that is to be resumed.
-
-    Raises BusyError where another process trains in it, and what `RunConfig.read` raises.
-    """
-    with busy_first(directory):
-        return RunConfig.read(directory)
-
-
 def _train(
     config: RunConfig, directory: Path, observer: Observer, *, resume: bool, tensorboard: bool
 ) -> tuple[Outcome, Split]:
     """Trains; returns how that ended, and the validation split."""
     # What can be refused without decoding images comes before it.
-    restored = _restored(directory, observer) if resume else None
+    restored = latest_checkpoint(directory, observer) if resume else None
     before = config
     if restored is not None:
         before = config.check_unchanged(restored.about.get("config"), directory)
@@ -177,7 +166,7 @@ def _train(
     splits = load_splits(config, observer)
     config = with_identity(config, splits, directory)
     epoch_steps = steps_per_epoch(splits["train"], config.train.batch_size)
-    total_steps = _total_steps(config.train, epoch_steps, restored)
+    total_steps = count_steps(config.train, epoch_steps, restored)
     task = config.make_task()
     with observer.stage("building the model"):
         # Jitted as one program, which the compilation cache keeps, instead of many small ones.
@@ -192,12 +181,12 @@ def _train(
         )
     position = Position(train_state, [])
     if restored is not None:
-        trainer, position = _resumed(
+        trainer, position = resumed(
             trainer, train_state, restored, epoch_steps, directory, observer
         )
         # A longer one than the checkpoint was saved for goes on.
-        is_longer = total_steps > _total_steps(before.train, epoch_steps, None)
-        if _is_stopped_early(position.records, restored, config.train) and not is_longer:
+        is_longer = total_steps > count_steps(before.train, epoch_steps, None)
+        if is_stopped_early(position.records, restored, config.train) and not is_longer:
             observer.note(
                 f"stopped already after step {restored.step}, with no better epoch in "
                 f"{config.train.patience}; it goes on with more of --patience or --epochs"
@@ -226,19 +215,6 @@ def _train(
     return outcome, splits["val"]
 
 
-def _restored(directory: Path, observer: Observer) -> Restored:
-    """The latest checkpoint; raises InputError where there is none."""
-    restored = restore(directory / "checkpoints")
-    if restored is None:
-        raise InputError(
-            f"{directory}: nothing was saved yet to resume from; train anew with the options "
-            "in its config.json and --overwrite instead of --resume"
-        )
-    for damage in restored.damaged:
-        observer.warn(f"a damaged checkpoint was passed over: {damage}")
-    return restored
-
-
 def _checkpoint_bytes(config: RunConfig, restored: Restored | None) -> int:
     """What a checkpoint takes, of a new run estimated: parameters, and Adam's two moments."""
     if restored is not None:
@@ -249,51 +225,6 @@ def _checkpoint_bytes(config: RunConfig, restored: Restored | None) -> int:
         for part in (model, model.decoder if is_encoder_frozen(model, config.train) else model)
     ]
     return 4 * (kept + 2 * trained)
-
-
-def _total_steps(config: TrainConfig, epoch_steps: int, restored: Restored | None) -> int:
-    """At which step a run ends; raises InputError where it is further already."""
-    total = config.steps or config.epochs * epoch_steps
-    if total >= 2**31:
-        raise InputError(f"{total} steps are more than can be counted; lower --epochs or --steps")
-    if restored is not None and restored.step > total:
-        raise InputError(
-            f"a resumed run can be made longer, not shorter: it has done {restored.step} steps "
-            f"and was to end after {total}; raise --epochs or --steps"
-        )
-    return total
-
-
-def _resumed(
-    trainer: Trainer,
-    train_state: TrainState,
-    restored: Restored,
-    epoch_steps: int,
-    directory: Path,
-    observer: Observer,
-) -> tuple[Trainer, Position]:
-    trainer, train_state = from_arrays(trainer, train_state, restored.arrays)
-    epoch = restored.about.get("epoch")
-    sums = EpochSums() if epoch is None else EpochSums.read(epoch, directory)
-    # Later epochs are recorded again, and so is one inside which a shorter run ended.
-    total = trainer.total_steps
-    records = [
-        record
-        for record in read_records(directory, observer.warn)
-        if record["step"] <= restored.step
-        and (record["step"] % epoch_steps == 0 or record["step"] == total)
-    ]
-    write_records(directory, records)
-    observer.note(
-        f"resuming after step {restored.step} of {total}, where the learning rate's schedule ends"
-    )
-    return trainer, Position(train_state, records, sums)
-
-
-def _is_stopped_early(records: list[Record], restored: Restored, config: TrainConfig) -> bool:
-    """Whether patience was out at a checkpoint."""
-    is_at_record = bool(records) and records[-1]["step"] == restored.step
-    return is_at_record and is_patience_out(records, config.patience)
 
 
 def _clear(directory: Path, observer: Observer) -> None:
