@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import EqxunetError
-from ..text import printable_lines
 from .compare import compare
 from .console import console, errors, say_error
 from .data import data_app
@@ -66,10 +65,7 @@ class _Group(TyperGroup):
             say_error(message)
             raise typer.Exit(code) from None
         except Exception as error:
-            message = printable_lines(getattr(error, "message", ""))
-            if message:
-                error.message = message  # pyright: ignore[reportAttributeAccessIssue]
-            if choice := _CHOICE.fullmatch(message):
+            if choice := _CHOICE.fullmatch(getattr(error, "message", "")):
                 close = difflib.get_close_matches(choice[2].lower(), _WORD.findall(choice[3]), n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 error.message = choice[1] + hint  # pyright: ignore[reportAttributeAccessIssue]
