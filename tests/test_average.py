@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from test_training import arrays, copies, start, train
+from test_training import arrays, copies, train
+from test_training import start as start_with
 
 import eqxunet as eu
 from eqxunet.data.batches import Batch
@@ -19,6 +20,10 @@ from eqxunet.training import fit, train_step, with_precise_statistics
 from eqxunet.training.arrays import from_arrays, to_arrays
 from eqxunet.training.average import moving_average
 from eqxunet.training.checkpoint import restore
+
+
+def start(**changes):
+    return start_with(**{"ema": True} | changes)
 
 
 def test_it_is_the_recurrence_over_the_weights_of_every_step():
@@ -101,7 +106,7 @@ def test_without_one_a_checkpoint_is_what_it_was():
 
 CONFIG = eu.RunConfig(
     model=eu.ModelConfig(channels=(4, 8), size=32),
-    train=eu.TrainConfig(epochs=2, batch_size=4, lr=1e-2),
+    train=eu.TrainConfig(epochs=2, batch_size=4, lr=1e-2, ema=True),
     data="synthetic",
     limit=12,
 )

@@ -25,7 +25,7 @@ BORDER = 4  # steps: two epochs of two
 
 
 def begin(**changes):
-    _, both = start_pretrained(**{"unfreeze_after": 2} | changes)
+    _, both = start_pretrained(**{"unfreeze_after": 2, "ema": True} | changes)
     return both
 
 
@@ -60,7 +60,7 @@ def test_the_encoders_bits_stay_until_then_and_move_afterwards():
 
 
 def test_until_then_it_is_the_run_with_a_frozen_encoder_in_bits_and_in_size():
-    _, (trainer, frozen) = start_pretrained()
+    _, (trainer, frozen) = start_pretrained(ema=True)
     first = begin()
     sizes = [[leaf.shape for leaf in jax.tree.leaves(state)] for state in (frozen, first[1])]
     assert sizes[0] == sizes[1]
@@ -206,7 +206,9 @@ def test_a_run_is_stopped_and_resumed_on_both_sides_and_across(small_resnet, tmp
     """Three steps an epoch: it stops before the border, at it, and after it."""
     config = eu.RunConfig(
         model=eu.ModelConfig(encoder="resnet10", size=32),
-        train=eu.TrainConfig(epochs=4, batch_size=4, unfreeze_after=2, encoder_lr_scale=0.1),
+        train=eu.TrainConfig(
+            epochs=4, batch_size=4, unfreeze_after=2, encoder_lr_scale=0.1, ema=True
+        ),
         data="synthetic",
         weights="random",
         limit=12,

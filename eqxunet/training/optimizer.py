@@ -69,7 +69,7 @@ def make_optimizer(
         clip.append(optax.clip_by_global_norm(config.clip_norm))
     schedule = learning_rate(config, lr, total_steps)
     adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
-    in_encoder = _with_encoder(jax.tree.map(lambda _: False, trainable), True)
+    in_encoder = _in_encoder(trainable)
     # All leaves as one vector: a few programs to compile instead of some for each leaf.
     if config.unfreeze_after is not None and is_encoder_trained(trainable):
         label = jax.tree.map(lambda is_inside: _ENCODER if is_inside else _REST, in_encoder)
@@ -114,8 +114,11 @@ def carry_moments(opt_state: PyTree, fresh: PyTree) -> PyTree:
 
 def split_encoder(trainable: PyTree) -> tuple[PyTree, PyTree]:
     """Returns the encoder's trained leaves and the others."""
-    in_encoder = _with_encoder(jax.tree.map(lambda _: False, trainable), True)
-    return eqx.partition(trainable, in_encoder)
+    return eqx.partition(trainable, _in_encoder(trainable))
+
+
+def _in_encoder(trainable: PyTree) -> PyTree[bool]:
+    return _with_encoder(jax.tree.map(lambda _: False, trainable), True)
 
 
 def _with_encoder(mask: PyTree[bool], value: bool) -> PyTree[bool]:
