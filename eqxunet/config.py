@@ -126,7 +126,7 @@ class TrainConfig:
     freeze_encoder: bool = True
     unfreeze_after: int | None = None
     encoder_lr_scale: float = 1.0
-    ema: bool = True
+    ema: bool = False
     augment: bool = True
     border: Border = "foreground"
     precision: Precision = "float32"

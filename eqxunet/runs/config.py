@@ -33,7 +33,6 @@ _PLAIN = ("data", "data_dir", "limit")
 _EXTENDABLE = ("epochs", "steps", "patience", "max_skipped", "checkpoint_every")
 _FILLED_IN = ("classes", "provenance", "identity")
 _LATER = {"task": "binary", "labels": None, "classes": (), "identity": None, "start": None}
-_LATER_OF_TRAINING = {"ema": False}  # where its default is another today
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class RunConfig:
             weights = values["weights"] or {"source": "auto"}
             config = cls(
                 ModelConfig(**values["model"]),
-                TrainConfig(**_LATER_OF_TRAINING | values["train"]),
+                TrainConfig(**values["train"]),
                 **{name: values[name] for name in _PLAIN},
                 **{name: _tuples(values.get(name, other)) for name, other in _LATER.items()},
                 weights=weights["source"],

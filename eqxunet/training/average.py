@@ -1,4 +1,4 @@
-"""The moving average of the weights, which generalises better than the latest ones."""
+"""The moving average of the weights."""
 
 import jax.numpy as jnp
 import optax
