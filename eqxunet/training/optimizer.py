@@ -74,8 +74,9 @@ def make_optimizer(
     if config.unfreeze_after is not None and is_encoder_trained(trainable):
         label = jax.tree.map(lambda is_inside: _ENCODER if is_inside else _REST, in_encoder)
         # In a function, since optax would call the tree of labels, which is a model.
-        each = dict.fromkeys((_ENCODER, _REST), optax.flatten(adamw))
-        own = optax.partition(each, lambda _: label)
+        own = optax.partition(
+            {_ENCODER: optax.flatten(adamw), _REST: optax.flatten(adamw)}, lambda _: label
+        )
         transforms = [optax.chain(*clip, own)]
     else:
         transforms = [optax.flatten(optax.chain(*clip, adamw))]
