@@ -141,9 +141,8 @@ class TrainConfig:
         choices = {"schedule": Schedule, "border": Border, "precision": Precision}
         for name, possible in choices.items():
             require_choice(name, getattr(self, name), possible)
-        for name in ("batch_size", "epochs", "steps", "unfreeze_after"):
-            _require_whole(self, name, least=1)
-        for name in ("accumulate", "patience", "max_skipped"):
+        counts = ("batch_size", "epochs", "steps", "unfreeze_after", "accumulate", "patience")
+        for name in (*counts, "max_skipped"):
             _require_whole(self, name, least=1)
             _require_at_most(self, name, _MOST)
         _require_whole(self, "seed", least=0, most=_MOST)
