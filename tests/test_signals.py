@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from eqxunet.cli import start as start_of_the_program
-from eqxunet.cli.signals import SIGNALS, STOPPING, Listener, Stopped, listening
+from eqxunet.cli.signals import SIGNALS, STOPPING, Listener, Stopped, hung_up, listening
 
 # Hashing holds the main thread for seconds in one call, as a step or the compiler does.
 BUSY = """
@@ -33,6 +33,7 @@ def heard():
     """SIGHUP arrives in processes even where these tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
+    hung_up.clear()
     signal.signal(signal.SIGHUP, before)
 
 
