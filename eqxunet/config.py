@@ -150,7 +150,7 @@ class TrainConfig:
             self,
             "checkpoint_every",
             _is_pace(_plain(self, "checkpoint_every", self.checkpoint_every)),
-            'a whole number of steps from 1 up, or minutes such as "10m"',
+            f'a whole number of steps from 1 to {_MOST}, or minutes such as "10m"',
         )
         for name in ("lr", "clip_norm", "encoder_lr_scale"):
             _require_number(self, name, lambda value: value > 0, "above 0")

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -442,3 +443,22 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
         restore(tmp_path)
     with pytest.raises(MemoryError), Writer(tmp_path) as checkpoints:
         checkpoints.save(2, arrays(2))
+
+
+def test_a_best_checkpoint_whose_arrays_are_damaged_does_not_push_out_the_next(tmp_path):
+    write(tmp_path, {1: 0.8, 2: 0.9})
+    damage(tmp_path, 2)
+    write(tmp_path, {3: 0.1, 4: 0.2, 5: 0.3, 6: 0.4})
+    assert restore(tmp_path, "best").step == 1
+
+
+def test_what_may_be_read_another_time_is_not_taken_for_damage(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    write(tmp_path, {1: 0.1})
+    monkeypatch.setattr(checkpoint_files.Path, "read_bytes", fail)
+    with pytest.raises(UnavailableError, match="cannot be read .Too many open files"):
+        restore(tmp_path)
+    with pytest.raises(UnavailableError, match="cannot be read .Too many open files"):
+        Writer(tmp_path)

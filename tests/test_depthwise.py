@@ -8,7 +8,7 @@ from jax import lax
 from jax.test_util import check_grads
 from test_conv import compare, forward_and_gradients, in_a_process
 
-from eqxunet.ops import depthwise_conv2d
+from eqxunet.ops import depthwise_conv2d, is_convolution
 from eqxunet.ops.kernels import KERNELS, is_native
 
 NATIVE = [name for name in KERNELS if name.startswith("depthwise")]
@@ -98,3 +98,14 @@ def _check_without_native_kernels():
     run, inputs = forward_and_gradients(ours), arrays(16, 17, 32, 5)
     assert "eqxunet" not in run.lower(*inputs).as_text()
     compare(run(*inputs), forward_and_gradients(stock)(*inputs))
+
+
+def test_rematerialising_keeps_its_outputs():
+    x, kernel, _ = arrays(6, 7, 16, 3)
+
+    def loss(kernel):
+        return jnp.sum(jnp.sin(ours(x, kernel)) ** 2)
+
+    kept = jax.checkpoint(loss, policy=is_convolution)
+    calls = [str(jax.make_jaxpr(jax.grad(f))(kernel)).count("depthwise2d[") for f in (loss, kept)]
+    assert calls == [1, 1]

@@ -309,3 +309,11 @@ def test_a_run_that_saved_nothing_is_resumed_without_a_traceback(tmp_path, capfd
             run_training(None, tmp_path / name, eu.Observer(), resume=True)
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a[b]/c", os.fsdecode(b"n\xff")])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_path_below_which_checkpoints_cannot_be_read_is_refused(tmp_path, name, resume):
+    with pytest.raises(InputError, match="checkpoints cannot be kept below a path with"):
+        run_training(None if resume else CONFIG, tmp_path / name, eu.Observer(), resume=resume)
+    assert os.listdir(tmp_path) == []

@@ -154,11 +154,12 @@ def finite_steps(directory):
     return sorted(steps)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("steps", [None, 2])
-def test_a_learning_rate_that_overflows_saves_nothing(tmp_path, steps):
+def test_a_learning_rate_that_overflows_saves_nothing(tmp_path, steps, schedule):
     """The gradient is finite in every step; of two steps, five cannot be skipped."""
     with pytest.raises(DivergedError, match="in a row were not finite"):
-        train(tmp_path / "run", lr=1e39, steps=steps)
+        train(tmp_path / "run", lr=1e39, steps=steps, schedule=schedule)
     assert finite_steps(tmp_path / "run") == ([] if steps else [3])
     assert all(
         record["train/loss"] is None or np.isfinite(record["train/loss"])
@@ -294,3 +295,32 @@ def test_options_of_the_command_line_become_the_configuration():
     for wrong in ("0", "m", "-1", "1h", "1.5m", ""):
         with pytest.raises(InputError, match="checkpoint_every="):
             options_of_train(CONFIG, {"checkpoint_every": wrong})
+
+
+def test_speed_is_that_of_the_steps_after_the_first(monkeypatch):
+    times = iter([10.0, 12.0])
+    monkeypatch.setattr(epochs.time, "perf_counter", lambda: next(times))
+    clock = epochs._Clock(4)
+    clock.step()
+    assert clock.record() == {}
+    for _ in range(4):
+        clock.step()
+    assert clock.record() == {"images_per_second": 4 * 4 / 2}
+
+
+def test_a_stop_after_a_save_at_an_epochs_end_stops(tmp_path):
+    """The observer is asked before the validation and while it says that it validates."""
+    asked = []
+
+    class Both(eu.Observer):
+        @contextmanager
+        def steps(self, total, done):
+            def tell(step, text):
+                asked.append((step, text))
+                return "go on" if step < 3 else "stop" if text == "validating" else "save"
+
+            yield tell
+
+    outcome = train(tmp_path / "run", Both())
+    assert (outcome.step, outcome.is_finished) == (3, False)
+    assert asked[-1] == (3, "validating")

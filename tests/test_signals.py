@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -112,8 +113,9 @@ def test_a_hangup_that_is_ignored_stays_so():
 
 
 def wait_for(told, *signals):
+    end = time.monotonic() + 60
     while told != list(signals):
-        pass
+        assert time.monotonic() < end, told
 
 
 def test_a_loop_is_told_once_to_save_and_then_to_stop():

@@ -19,6 +19,7 @@ from eqxunet.models import PlainEncoder, encoders
 from eqxunet.models.leaves import named_leaves, named_state
 from eqxunet.training import fit, fit_in_phases, learning_rate, unfreeze
 from eqxunet.training.arrays import from_arrays, to_arrays
+from eqxunet.training.checkpoint import restore
 from eqxunet.training.step import batch_gradient, prepare
 
 BORDER = 4  # steps: two epochs of two
@@ -193,7 +194,7 @@ class Stopping(eu.Observer):
 
     @contextmanager
     def steps(self, total, done):
-        yield lambda step, text: step == self.last
+        yield lambda step, text: "stop" if step == self.last else "go on"
 
 
 def validations(directory):
@@ -216,5 +217,6 @@ def test_a_run_is_stopped_and_resumed_on_both_sides_and_across(small_resnet, tmp
     whole = eu.train(config, tmp_path / "whole")
     for last in (5, 6, 8, None):
         parts = eu.train(config, tmp_path / "parts", observer=Stopping(last), resume=last != 5)
+        assert restore(tmp_path / "parts" / "checkpoints").step == (last or 12)
     assert validations(tmp_path / "parts") == validations(tmp_path / "whole")
     assert eqx.tree_equal(parts.model, whole.model) and parts.step == whole.step

@@ -36,8 +36,6 @@ class Terminal(Observer):
     @contextmanager
     def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], Request]]:
         jax.clear_caches()  # 100 MB of programs that have done their work in this process
-        # If one comes later than the last step, as `collected` tells, or while they are drawn.
-        advise("all steps are saved, and `train --resume` draws the pictures")
         with (
             listening() as listener,
             steps_bar(total, done) as bar,
@@ -51,6 +49,8 @@ class Terminal(Observer):
                 return request
 
             yield tell
+            # Where a signal comes later than the last step, or while pictures are drawn.
+            advise("all steps are saved, and `train --resume` of this run draws the pictures")
 
     def record(self, record: Mapping[str, Any], is_best: bool) -> bool:
         best = ("  best", "green") if is_best else ""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .conv import conv_p, input_gradient_p, kernel_gradient_p
+from .depthwise import depthwise_p
 from .internals import (
     Primitive,
     define,
@@ -53,7 +54,7 @@ def relu_of_conv2d(
 
 def is_convolution(primitive: Primitive, *_: Any, **__: Any) -> bool:
     """Policy for `jax.checkpoint`: what is costly to compute again."""
-    return primitive in (conv_p, input_gradient_p, _conv_of_relu_p)
+    return primitive in (conv_p, input_gradient_p, _conv_of_relu_p, depthwise_p)
 
 
 def _relu(x: Array, scale: Array, offset: Array) -> Array:

@@ -50,6 +50,23 @@ def new_directory(encoder: str) -> Path:
             raise _unwritable(directory, error) from error
 
 
+def check_path(directory: Path) -> None:
+    """Raises InputError where Orbax and TensorStore would write below a path what nobody can read.
+
+    Orbax takes names in brackets for patterns, and TensorStore knows no bytes but UTF-8.
+    """
+    try:
+        str(directory).encode()
+        is_possible = not re.search(r"\[[^/]*\]", str(directory))
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise InputError(
+            f"{directory}: checkpoints cannot be kept below a path with [...] in a name, or with a "
+            "name that is no UTF-8; name another folder (--run)"
+        )
+
+
 def check_directory(directory: Path, *, overwrite: bool) -> None:
     """Sees to it that a new run in a directory destroys nothing but, with `overwrite`, a run.
 

@@ -106,15 +106,16 @@ def train_epochs(
                 uncounted = None
             request = tell(step, text)
             if ends_epoch:
+                lr = float(np.asarray(schedule(step - 1)))
                 record = {
                     "step": step,
                     "epoch": -(-step // epoch_steps),
                     **sums.record(),
                     **clock.record(),
-                    "lr": float(np.asarray(schedule(step - 1))),
+                    "lr": lr if np.isfinite(lr) else None,
                 }
                 later = tell(step, "validating")
-                request = later if request == "go on" else request
+                request = later if later == "stop" or request == "go on" else request
                 validated = with_precise_statistics(trainer, trained, training.train_split)
                 arrays = _finite_arrays(trainer, validated)
                 scores = score(_predictor(trainer, validated), training.val_split)
@@ -172,9 +173,9 @@ class _Clock:
 
     def record(self) -> dict[str, float]:
         """The images a second until now, where there were steps enough."""
-        if self._steps <= 2:
+        if self._steps < 2:
             return {}
-        images = (self._steps - 2) * self._batch_size
+        images = (self._steps - 1) * self._batch_size
         return {"images_per_second": images / (time.perf_counter() - self._started)}
 
 

@@ -26,7 +26,8 @@ class Observer:
 
     @contextmanager
     def steps(self, total: int, done: int) -> Iterator[Callable[[int, str], Request]]:
-        """Training; yields what is called with the steps done and a text, after each of them.
+        """Training; yields what is called with the steps done and a text, after each of them and
+        before each validation.
 
         Where that returns "save", a checkpoint is saved at this step; where it returns "stop", it
         is saved and the run left, to be resumed.

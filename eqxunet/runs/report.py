@@ -1,7 +1,6 @@
 """The page of a run's scores."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..data import Split
 from ..evaluation import Scores
+from .documents import read_json
 from .load import Run
 from .observer import Observer
 from .records import read_records
@@ -31,7 +31,7 @@ def write_report(
     # Jinja2 and Matplotlib take a second, which scores can do without.
     from ..report import Report, save_report
 
-    config = json.loads((run.directory / "config.json").read_text())
+    config = read_json(run.directory / "config.json")
     validation: dict[str, Any] = {}
     if calibration := run.calibration:
         bins = [

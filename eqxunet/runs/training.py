@@ -28,6 +28,7 @@ from .directory import (
     busy_first,
     check_directory,
     check_latest,
+    check_path,
     check_room,
     clear,
     locked,
@@ -109,6 +110,7 @@ def run_training(
         check_tensorboard()
     if resume and overwrite:
         raise InputError("one either goes on with a run or overwrites it; choose one of them")
+    check_path(Path(os.path.realpath(directory or RUNS)))
     if resume:
         chosen = Path(directory or RUNS / "latest")
         before = resumable(chosen)
@@ -216,15 +218,16 @@ def _train(
 
 
 def _checkpoint_bytes(config: RunConfig, restored: Restored | None) -> int:
-    """What a checkpoint takes, of a new run estimated: parameters, and Adam's two moments."""
+    """What a checkpoint takes, of a new run estimated: weights, Adam's moments, the average."""
     if restored is not None:
         return sum(array.nbytes for array in restored.arrays.values())
     model, _ = eqx.filter_eval_shape(build, config.model, outputs=1, key=jax.random.key(0))
+    stays_frozen = is_encoder_frozen(model, config.train) and not config.train.unfreeze_after
     kept, trained = [
         sum(math.prod(leaf.shape) for leaf in named_leaves(part).values())
-        for part in (model, model.decoder if is_encoder_frozen(model, config.train) else model)
+        for part in (model, model.decoder if stays_frozen else model)
     ]
-    return 4 * (kept + 2 * trained)
+    return 4 * (kept + (3 if config.train.ema else 2) * trained)
 
 
 def _clear(directory: Path, observer: Observer) -> None:

@@ -189,16 +189,24 @@ def _restore(directory: Path, which: Literal["latest", "best"]) -> Restored | No
             return Restored(step, arrays, notes[step].metrics, notes[step].about, told)
     if damaged:
         told = [text for _, text in sorted(damaged.items())]
-        raise IntegrityError(f"{directory}: every checkpoint is damaged ({'; '.join(told)})")
+        raise IntegrityError(
+            f"{directory}: every checkpoint is damaged ({'; '.join(told)}); train anew"
+        )
     return None
 
 
 def _verified_scores(directory: Path) -> dict[int, float | None]:
-    """By which the best is chosen, of every step whose note is intact."""
+    """By which the best is chosen, of every step whose note is intact, and the best's arrays."""
     scores = {}
     for step in _steps(directory):
         with contextlib.suppress(files.Damaged):
             scores[step] = files.read_note(directory / str(step)).metrics.get(BEST)
+    for step in _ranked(scores):  # one that is damaged would stay the best for ever
+        try:
+            files.read_arrays(directory / str(step), files.read_note(directory / str(step)).digests)
+            break
+        except files.Damaged:
+            del scores[step]
     return scores
 
 

@@ -1,6 +1,7 @@
 """One checkpoint on the disk: named arrays in Orbax and a note beside them, with digests of all of
 it, since Orbax reads a flipped bit back without a word."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
-from ..errors import IntegrityError
+from ..errors import IntegrityError, UnavailableError
 from ..storage import is_partial, sync_folder
 
 SCHEMA = 2
@@ -26,6 +27,9 @@ no flipped bit: so every later schema keeps both."""
 
 
 _NOTE = "note.json"  # within a checkpoint
+
+
+_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class Damaged(Exception):
@@ -71,7 +75,8 @@ def write(
 def read_note(path: Path) -> Note:
     """Reads and verifies all but the arrays.
 
-    Raises Damaged, and IntegrityError where a newer eqxunet wrote it.
+    Raises Damaged, IntegrityError where a newer eqxunet wrote it, and UnavailableError where it may
+    be read another time.
     """
     with _reading(path):
         if not (path / _NOTE).exists():
@@ -99,7 +104,7 @@ def _read_schema_1(path: Path) -> Note:
 
 
 def read_arrays(path: Path, digests: Mapping[str, str]) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Reads the arrays that have these digests; raises Damaged."""
+    """Reads the arrays that have these digests; raises Damaged and UnavailableError."""
     with _reading(path):
         # Without a template, to whose types and shapes Orbax would cast what is stored.
         stored: Any = ocp.load(_absolute(path))
@@ -118,6 +123,12 @@ def _reading(path: Path) -> Iterator[None]:
             yield
     except (IntegrityError, MemoryError):
         raise
+    except OSError as error:
+        if error.errno in _PASSING:  # what is there may be whole, and must not be removed
+            raise UnavailableError(
+                f"{path}: cannot be read ({error.strerror}); mend that, or name another run"
+            ) from error
+        raise Damaged(f"step {path.name} cannot be read: {brief(error)}") from error
     # Orbax and TensorStore raise whatever they like over damaged files.
     except Exception as error:
         raise Damaged(f"step {path.name} cannot be read: {brief(error)}") from error

@@ -175,8 +175,9 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One update. `inputs` is kept, `train_state` is donated: use only the returned one.
 
-    Where the loss, the gradient's norm, the update or BatchNorm's statistics are not finite, the
-    step changes nothing but its counts. A finite gradient's moments are finite.
+    Where the loss, the gradient's norm, the update or BatchNorm's statistics are not finite, or too
+    large to be squared, the step changes nothing but its counts. A finite gradient's moments are
+    finite.
     """
     trainer, batch = inputs
     task = trainer.task

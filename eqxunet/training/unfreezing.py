@@ -26,6 +26,8 @@ def fit_in_phases(
         phase = fit(trainer, train_state, split, until=end)
         for train_state, metrics in phase:
             yield trainer, train_state, metrics
+        if end == trainer.total_steps:
+            return
         trainer, train_state = unfreeze(trainer, train_state)
     phase = fit(trainer, train_state, split)
     for train_state, metrics in phase:

@@ -1,6 +1,7 @@
 """Trainings that are killed at any time go on from a complete step; readers may stand beside.
 
-`python tests/faults/test_kills.py 200` kills one training so often.
+`python tests/faults/test_kills.py kill 200 3600` kills one training so often, or for so many
+seconds; `eval 20 0` scores a run so often beside its training.
 """
 
 import random
