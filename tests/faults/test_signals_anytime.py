@@ -143,7 +143,10 @@ def test_drawing_is_left_as_it_is(trained, tmp_path):
         command.send(signal.SIGUSR1)
         command.send(signal.SIGTERM)
         assert command.wait() == 143, command.output
-        assert "all steps are saved, and `train --resume` draws the pictures" in command.output
+        assert (
+            "all steps are saved, and `train --resume` of this run draws the pictures"
+            in command.output
+        )
     assert_training(tmp_path / "run", 143)
     code, output = run("train", "--resume", "--run", "run", cwd=tmp_path)
     assert code == 0 and all((tmp_path / "run" / name).exists() for name in PICTURES), output
