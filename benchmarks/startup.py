@@ -26,12 +26,12 @@ from eqxunet.cli import app, main
 main()  # sets what JAX reads when it is imported
 import jax
 from eqxunet.runs import epochs
-fit = epochs.fit
+fit = epochs.fit_in_phases
 def first_step(*args, **options):
-    for state, metrics in fit(*args, **options):
+    for _, state, metrics in fit(*args, **options):
         jax.block_until_ready(metrics)
         os._exit(0)
-epochs.fit = first_step
+epochs.fit_in_phases = first_step
 app(sys.argv[1:])
 """
 TORCH = """
