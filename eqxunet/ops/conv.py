@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from .internals import (
     define,
-    differentiate_bilinear,
+    differentiate_trilinear,
     placeholder,
     vary_alike,
 )
@@ -147,21 +147,7 @@ kernel_gradient_p = define(  # x, y -> kernel
     lambda x, y, window: (window.size, window.size, x[3], y[3]),
     examples=None,
 )
-differentiate_bilinear(
-    conv_p,
-    lambda y, x, kernel, **window: input_gradient_p.bind(y, kernel, **window),
-    lambda y, x, kernel, **window: kernel_gradient_p.bind(x, y, **window),
-)
-differentiate_bilinear(
-    input_gradient_p,
-    lambda x, y, kernel, **window: conv_p.bind(x, kernel, **window),
-    lambda x, y, kernel, **window: kernel_gradient_p.bind(x, y, **window),
-)
-differentiate_bilinear(
-    kernel_gradient_p,
-    lambda kernel, x, y, **window: input_gradient_p.bind(y, kernel, **window),
-    lambda kernel, x, y, **window: conv_p.bind(x, kernel, **window),
-)
+differentiate_trilinear(conv_p, input_gradient_p, kernel_gradient_p)
 lower_to_native(conv_p, native_conv, partial(_conv, conv=_xla_on_cpu), narrow=widened(conv_p))
 lower_to_native(
     input_gradient_p,

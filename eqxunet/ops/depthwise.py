@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .internals import define, differentiate_bilinear, placeholder, vary_alike
+from .internals import define, differentiate_trilinear, placeholder, vary_alike
 from .native import (
     lower_to_native_depthwise,
     native_depthwise,
@@ -86,21 +86,7 @@ kernel_gradient_p = define(  # x, y -> kernel
     lambda x, y, window: (window.size, window.size, 1, x[3]),
     examples=None,
 )
-differentiate_bilinear(
-    depthwise_p,
-    lambda y, x, kernel, **window: input_gradient_p.bind(y, kernel, **window),
-    lambda y, x, kernel, **window: kernel_gradient_p.bind(x, y, **window),
-)
-differentiate_bilinear(
-    input_gradient_p,
-    lambda x, y, kernel, **window: depthwise_p.bind(x, kernel, **window),
-    lambda x, y, kernel, **window: kernel_gradient_p.bind(x, y, **window),
-)
-differentiate_bilinear(
-    kernel_gradient_p,
-    lambda kernel, x, y, **window: input_gradient_p.bind(y, kernel, **window),
-    lambda kernel, x, y, **window: depthwise_p.bind(x, kernel, **window),
-)
+differentiate_trilinear(depthwise_p, input_gradient_p, kernel_gradient_p)
 lower_to_native_depthwise(depthwise_p, native_depthwise, _shifted)
 lower_to_native_depthwise(
     input_gradient_p,

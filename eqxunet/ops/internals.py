@@ -99,11 +99,29 @@ def lower_on_cpu(
     mlir.register_lowering(primitive, lower, platform="cpu")
 
 
-def differentiate_bilinear(
-    primitive: Primitive, first: Implementation, second: Implementation
+def differentiate_trilinear(
+    conv: Primitive, input_gradient: Primitive, kernel_gradient: Primitive
 ) -> None:
-    """Defines derivatives by the adjoints, each of the cotangent and both operands."""
-    ad.defbilinear(primitive, first, second)
+    """Defines the derivatives of the three ways to contract x, kernel and y of a trilinear form.
+
+    They are x, kernel -> y; y, kernel -> x; and x, y -> kernel. Each is bilinear, and its adjoints
+    are the other two.
+    """
+    ad.defbilinear(
+        conv,
+        lambda y, x, kernel, **window: input_gradient.bind(y, kernel, **window),
+        lambda y, x, kernel, **window: kernel_gradient.bind(x, y, **window),
+    )
+    ad.defbilinear(
+        input_gradient,
+        lambda x, y, kernel, **window: conv.bind(x, kernel, **window),
+        lambda x, y, kernel, **window: kernel_gradient.bind(x, y, **window),
+    )
+    ad.defbilinear(
+        kernel_gradient,
+        lambda kernel, x, y, **window: input_gradient.bind(y, kernel, **window),
+        lambda kernel, x, y, **window: conv.bind(x, kernel, **window),
+    )
 
 
 def differentiate_composition(primitive: Primitive, composition: Implementation) -> None:

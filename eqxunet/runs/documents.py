@@ -4,14 +4,14 @@ import errno
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from ..errors import IntegrityError, UnavailableError
-from ..storage import replace_text
+from ..storage import open_regular, replace_text
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_NO_FILE = (errno.EINVAL, errno.ENXIO)  # of `open_regular`, and of a socket
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -41,25 +41,18 @@ def read_bytes(path: Path, *, most: int) -> bytes:
     a larger one, UnavailableError where it cannot be read.
     """
     try:
-        # Opening a pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise IntegrityError(f"{path}: is no file, as eqxunet writes there")
-            if status.st_size > most:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
                 raise IntegrityError(
-                    f"{path}: has {status.st_size:,} bytes, more than eqxunet would have written"
+                    f"{path}: has {size:,} bytes, more than eqxunet would have written"
                 )
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(most)
-        finally:
-            os.close(descriptor)
+            return file.read(most)
     except OSError as error:
         if error.errno in _ABSENT:
             raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
-        if error.errno == errno.ENXIO:
-            raise IntegrityError(f"{path}: is a socket, where eqxunet writes a file") from error
+        if error.errno in _NO_FILE:
+            raise IntegrityError(f"{path}: is no file, as eqxunet writes there") from error
         raise UnavailableError(f"{path}: cannot be read ({error.strerror})") from error
 
 
