@@ -58,7 +58,8 @@ class Binary(AbstractTask):
         logits: Float[Array | np.ndarray, "*b h w k"],
         threshold: Float[Array, ""] | float = 0.5,
     ) -> UInt8[Array | np.ndarray, "*b h w"]:
-        return (self.probability(logits) >= threshold).astype(np.uint8)
+        logit = scipy.special.logit if isinstance(threshold, float) else jax.scipy.special.logit
+        return (logits[..., 0] >= logit(threshold)).astype(np.uint8)
 
     def columns(self, confusion: Int[np.ndarray, "n k k"]) -> dict[str, Any]:
         return {name: array[:, 0] for name, array in self.counts(confusion)._asdict().items()}
