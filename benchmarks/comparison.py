@@ -122,7 +122,9 @@ def compare(
     - `against`: by the name of a peer its contenders.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", choices=(*FLAX, "efficientnet_lite0"), default="scratch")
+    parser.add_argument(
+        "--model", choices=(*FLAX, "resnet34", "efficientnet_lite0"), default="scratch"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20)

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from benchmarks.torch_resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet34
 
 
 class ConvBlock(nn.Module):
@@ -239,6 +238,9 @@ def network(name: str, *, frozen: bool = True) -> nn.Module:
     if name == "resnet10":
         ups = ((512, 256, 256), (256, 128, 128), (128, 64, 64), (64, 0, 32), (32, 0, 16))
         model = EncoderUNet(ResNetEncoder(), ups, frozen=frozen)
+    elif name == "resnet34":
+        ups = ((512, 256, 256), (256, 128, 128), (128, 64, 64), (64, 64, 32), (32, 0, 16))
+        model = EncoderUNet(ResNet34(), ups, frozen=frozen)
     else:
         ups = ((320, 112, 160), (160, 40, 80), (80, 24, 48), (48, 16, 32), (32, 0, 16))
         model = EncoderUNet(EfficientNetLite0(), ups, frozen=frozen)

@@ -171,9 +171,11 @@ def _train(
     total_steps = count_steps(config.train, epoch_steps, restored)
     task = config.make_task()
     with observer.stage("building the model"):
-        # Jitted as one program, which the compilation cache keeps, instead of many small ones.
+        # Jitted as one program, which the compilation cache keeps, instead of many small ones; as
+        # it runs once, compiling it well takes longer than it ever saves.
         key = jax.random.key(config.train.seed)
-        model, state = eqx.filter_jit(build)(config.model, outputs=task.outputs, key=key)
+        draw = eqx.filter_jit(build, compiler_options={"xla_backend_optimization_level": 0})
+        model, state = draw(config.model, outputs=task.outputs, key=key)
         if weights is not None:
             model, state, config = with_weights(model, state, config, weights, observer)
         if config.start and not resume:
