@@ -94,11 +94,14 @@ class TrainConfig:
     - `schedule`: `"constant"`, or `"cosine"`, which warms up over `warmup` of all steps and
       then falls to 0.
     - `clip_norm`: largest norm of the gradient over all trained leaves.
-    - `freeze_encoder`: leave an encoder that has pretrained weights, such as `"resnet10"`, as it
-      is, BatchNorm's statistics included, and train the decoder only.
+    - `freeze_encoder`: leave an encoder that has pretrained weights as it is, BatchNorm's
+      statistics included, and train the decoder only. By default SERL's is left as it is, and
+      those with ImageNet weights are trained, too.
     - `unfreeze_after`: epochs after which such an encoder is trained too; a loop of one's own calls
       `unfreeze`.
-    - `encoder_lr_scale`: factor on the learning rate of such an encoder where it is trained.
+    - `encoder_lr_scale`: factor on the learning rate of such an encoder where it is trained; 0.1
+      by default. Below 1 its weights are taken for good ones, to which BatchNorm's statistics
+      belong: these stay. Random weights need 1, which `RunConfig` gives them.
     - `ema`: validate and keep a moving average of the weights in place of the latest ones.
     - `augment`: flip, scale and crop, and change colours of training images.
     - `border`: what the trimap's border pixels count as; a loop of one's own tells its task.
@@ -123,9 +126,9 @@ class TrainConfig:
     warmup: float = 0.05
     weight_decay: float = 0.0
     clip_norm: float | None = None
-    freeze_encoder: bool = True
+    freeze_encoder: bool | None = None
     unfreeze_after: int | None = None
-    encoder_lr_scale: float = 1.0
+    encoder_lr_scale: float | None = None
     ema: bool = False
     augment: bool = True
     border: Border = "foreground"
@@ -157,7 +160,7 @@ class TrainConfig:
         _require_number(self, "weight_decay", lambda value: value >= 0, "from 0 up")
         _require_number(self, "warmup", lambda value: 0 <= value < 1, "from 0 up and below 1")
         after = self.unfreeze_after
-        if after is not None and not self.freeze_encoder:
+        if after is not None and self.freeze_encoder is False:
             raise InputError(
                 f"unfreeze_after={after}: the encoder is trained from the start; leave that out, "
                 "or freeze_encoder=False (--no-freeze-encoder)"
@@ -167,7 +170,7 @@ class TrainConfig:
                 f"unfreeze_after={after} is not before the end of {self.epochs} epochs; give a "
                 "smaller number, or leave it out (--unfreeze-after)"
             )
-        if self.encoder_lr_scale != 1 and self.freeze_encoder and after is None:
+        if self.encoder_lr_scale not in (None, 1) and self.freeze_encoder and after is None:
             raise InputError(
                 f"encoder_lr_scale={self.encoder_lr_scale} scales nothing while the encoder is "
                 "frozen; set freeze_encoder=False (--no-freeze-encoder) or unfreeze_after "

@@ -56,7 +56,10 @@ def test_models_that_cannot_be(given, message):
         ({"warmup": 1}, "warmup=1 .* from 0 up and below 1"),
         ({"warmup": -0.1}, "warmup=-0.1"),
         ({"encoder_lr_scale": 0, "freeze_encoder": False}, "encoder_lr_scale=0 .* above 0"),
-        ({"encoder_lr_scale": 0.1}, "encoder is frozen; set freeze_encoder=False"),
+        (
+            {"encoder_lr_scale": 0.1, "freeze_encoder": True},
+            "encoder is frozen; set freeze_encoder=False",
+        ),
         ({"unfreeze_after": 0}, r"unfreeze_after=0 .* whole number from 1 up \(default None\)"),
         ({"unfreeze_after": 3, "freeze_encoder": False}, "trained from the start; leave that out"),
         ({"unfreeze_after": 20}, "unfreeze_after=20 is not before the end of 20 epochs"),

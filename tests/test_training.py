@@ -95,15 +95,20 @@ class Pretrained(AbstractEncoder):
     channels: ClassVar[tuple[int, ...]] = (4, 6)
     strides: ClassVar[tuple[int, ...]] = (1, 2)
     has_pretrained_weights: ClassVar[bool] = True
+    is_tuned: ClassVar[bool] = False
 
     def __call__(self, image, state):
         return self.plain(image, state)
 
 
-def start_pretrained(**changes):
+class Tuned(Pretrained):
+    is_tuned: ClassVar[bool] = True
+
+
+def start_pretrained(kind=Pretrained, **changes):
     def make():
         encoder_key, key = jax.random.split(jax.random.key(0))
-        encoder = Pretrained(PlainEncoder(3, (4, 6), key=encoder_key))
+        encoder = kind(PlainEncoder(3, (4, 6), key=encoder_key))
         return UNet(encoder, size=16, key=key)
 
     model, state = eqx.nn.make_with_state(make)()
@@ -123,10 +128,42 @@ def test_a_frozen_encoders_batch_norm_keeps_its_statistics():
     assert moved == before.keys() - kept - {"counts.skipped"}
 
 
+def test_by_default_a_tuned_encoder_moves_at_a_tenth_and_keeps_its_statistics():
+    def first_step(**changes):
+        _, (trainer, train_state) = start_pretrained(Tuned, **changes)
+        before = copies(to_arrays(trainer, train_state))
+        train_state, _ = train(trainer, train_state, arrays(), 1)
+        after = copies(to_arrays(trainer, train_state))
+        return {
+            name: after[name] - before[name]
+            for name in before
+            if name.startswith(("model.encoder.", "state.encoder."))
+        }
+
+    by_default, frozen, whole = (
+        first_step(**changes) for changes in ({}, {"freeze_encoder": True}, {"encoder_lr_scale": 1})
+    )
+    for name in by_default:
+        is_weight = name.startswith("model.")
+        assert np.any(by_default[name]) == is_weight
+        assert not np.any(frozen[name])
+        assert np.any(whole[name])
+    half = first_step(encoder_lr_scale=0.05)
+    for name in filter(lambda name: name.startswith("model."), half):
+        np.testing.assert_allclose(by_default[name], 2 * half[name], atol=1e-6)
+
+
+def test_a_learning_rate_for_an_encoder_that_is_frozen_by_default_is_refused():
+    with pytest.raises(InputError, match="Pretrained is by default; set freeze_encoder=False"):
+        start_pretrained(encoder_lr_scale=0.5)
+    start_pretrained(encoder_lr_scale=0.5, freeze_encoder=False)
+    start_pretrained(encoder_lr_scale=0.5, unfreeze_after=2)
+
+
 def test_a_frozen_encoder_computes_as_inference_does_and_an_unfrozen_one_does_not():
     images = part(arrays(4))[0]
     for freeze in (True, False):
-        model, (trainer, train_state) = start_pretrained(freeze_encoder=freeze)
+        model, (trainer, train_state) = start_pretrained(freeze_encoder=freeze, encoder_lr_scale=1)
         inference = eqx.nn.inference_mode(model.encoder)
         want, _ = jax.vmap(inference, (0, None), (0, None))(images, train_state.state)
         encoder = trainer.model(train_state).encoder

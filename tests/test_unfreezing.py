@@ -26,7 +26,8 @@ BORDER = 4  # steps: two epochs of two
 
 
 def begin(**changes):
-    _, both = start_pretrained(**{"unfreeze_after": 2, "ema": True} | changes)
+    given = {"unfreeze_after": 2, "ema": True, "encoder_lr_scale": 1} | changes
+    _, both = start_pretrained(**given)
     return both
 
 
@@ -58,6 +59,14 @@ def test_the_encoders_bits_stay_until_then_and_move_afterwards():
         assert moved == (before.keys() if train_state.step > BORDER else set())
         if train_state.step == BORDER + 2:
             break
+
+
+def test_at_a_smaller_learning_rate_its_statistics_stay_afterwards_too():
+    trainer, train_state = begin(encoder_lr_scale=None)
+    before = encoder_of(trainer, train_state)
+    after = encoder_of(*until(fit_in_phases(trainer, train_state, arrays()), BORDER + 2))
+    moved = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert moved == {name for name in before if ".running." not in name}
 
 
 def test_until_then_it_is_the_run_with_a_frozen_encoder_in_bits_and_in_size():

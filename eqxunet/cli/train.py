@@ -69,13 +69,20 @@ def train(
         float | None, typer.Option(help="Largest norm of the gradient.")
     ] = TrainConfig.clip_norm,
     freeze_encoder: Annotated[
-        bool, typer.Option(help="Train the decoder only, where the encoder has weights.")
+        bool | None,
+        typer.Option(
+            help="Train the decoder only, where the encoder has weights.",
+            show_default="resnet10's is frozen",
+        ),
     ] = TrainConfig.freeze_encoder,
     unfreeze_after: Annotated[
         int | None, typer.Option(min=1, help="Train a frozen encoder after so many epochs.")
     ] = TrainConfig.unfreeze_after,
     encoder_lr_scale: Annotated[
-        float, typer.Option(help="Factor on the encoder's learning rate.")
+        float | None,
+        typer.Option(
+            help="Factor on a pretrained encoder's learning rate.", show_default="0.1; random: 1"
+        ),
     ] = TrainConfig.encoder_lr_scale,
     ema: Annotated[
         bool, typer.Option(help="Keep a moving average of the weights.")

@@ -92,6 +92,10 @@ class RunConfig:
                 f"--weights {self.weights}: there are none for the {self.model.encoder} encoder; "
                 "leave it out, or use an --encoder that has some, such as resnet10"
             )
+        is_random = self.weights == "random" and self.start is None
+        if is_random and self.train.encoder_lr_scale is None:
+            train = dataclasses.replace(self.train, encoder_lr_scale=1.0)
+            object.__setattr__(self, "train", train)
         if self.train.unfreeze_after is not None and not self.model.has_pretrained_weights:
             raise InputError(
                 f"--unfreeze-after {self.train.unfreeze_after}: the {self.model.encoder} encoder "

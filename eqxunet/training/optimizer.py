@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..models import UNet
 
 _ENCODER, _REST = "encoder", "rest"  # names in checkpoints
+_TUNED = 0.1  # of the learning rate, for pretrained weights
 
 
 def is_encoder_frozen(model: UNet, config: TrainConfig) -> bool:
@@ -17,17 +18,36 @@ def is_encoder_frozen(model: UNet, config: TrainConfig) -> bool:
     there a point.
 
     Raises InputError where it starts from scratch, but has a learning rate of its own or is to be
-    trained later.
+    trained later; and where it is frozen by default, but has a learning rate.
     """
-    has_weights = model.encoder.has_pretrained_weights
-    for name, without in (("encoder_lr_scale", 1), ("unfreeze_after", None)):
+    encoder, scale = model.encoder, config.encoder_lr_scale
+    for name, without in (("encoder_lr_scale", (None, 1)), ("unfreeze_after", (None,))):
         value = getattr(config, name)
-        if value != without and not has_weights:
+        if value not in without and not encoder.has_pretrained_weights:
             raise InputError(
                 f"{name}={value} is for encoders that have pretrained weights, and "
-                f"{type(model.encoder).__name__} has none; leave it out"
+                f"{type(encoder).__name__} has none; leave it out"
             )
-    return config.freeze_encoder and has_weights
+    if config.freeze_encoder is not None or not encoder.has_pretrained_weights:
+        return bool(config.freeze_encoder) and encoder.has_pretrained_weights
+    if config.unfreeze_after is None and not encoder.is_tuned and scale not in (None, 1):
+        raise InputError(
+            f"encoder_lr_scale={scale} scales nothing while the encoder is frozen, as "
+            f"{type(encoder).__name__} is by default; set freeze_encoder=False "
+            "(--no-freeze-encoder), or leave it out"
+        )
+    return config.unfreeze_after is not None or not encoder.is_tuned
+
+
+def keeps_statistics(model: UNet, config: TrainConfig) -> bool:
+    """Whether BatchNorm's statistics in the encoder stay where it is trained."""
+    return _encoder_scale(model, config) < 1
+
+
+def _encoder_scale(model: PyTree, config: TrainConfig) -> float:
+    if not model.encoder.has_pretrained_weights:
+        return 1.0
+    return _TUNED if config.encoder_lr_scale is None else float(config.encoder_lr_scale)
 
 
 def trainable_mask(model: UNet, config: TrainConfig) -> PyTree[bool]:
@@ -80,8 +100,9 @@ def make_optimizer(
         transforms = [optax.chain(*clip, own)]
     else:
         transforms = [optax.flatten(optax.chain(*clip, adamw))]
-    if config.encoder_lr_scale != 1:
-        transforms.append(optax.masked(optax.scale(config.encoder_lr_scale), in_encoder))
+    scale = _encoder_scale(trainable, config)
+    if scale != 1 and is_encoder_trained(trainable):
+        transforms.append(optax.masked(optax.scale(scale), in_encoder))
     return optax.chain(*transforms)
 
 

@@ -18,7 +18,7 @@ from ..models import UNet, batched
 from ..ops import is_convolution
 from ..tasks import AbstractTask, confusion_matrix
 from .average import moving_average
-from .optimizer import is_encoder_frozen, make_optimizer, trainable_mask
+from .optimizer import is_encoder_frozen, keeps_statistics, make_optimizer, trainable_mask
 
 _AUGMENT = 1  # purpose of a derived key
 
@@ -89,10 +89,11 @@ def initialise(
 ) -> tuple[Trainer, TrainState]:
     """Splits a model into what is trained and what stays, with a fresh optimiser.
 
-    A frozen encoder is in inference mode from here on.
+    An encoder that is frozen, or whose BatchNorm keeps its statistics, is in inference mode from
+    here on.
     """
-    if is_encoder_frozen(model, config):
-        # The mask alone would let its BatchNorm's statistics move.
+    if is_encoder_frozen(model, config) or keeps_statistics(model, config):
+        # The mask alone would let the statistics move.
         encoder = eqx.nn.inference_mode(model.encoder)
         model = eqx.tree_at(lambda model: model.encoder, model, encoder)
     trainable, frozen = eqx.partition(model, trainable_mask(model, config))

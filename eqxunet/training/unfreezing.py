@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from ..data import Split
 from ..data.batches import steps_per_epoch
 from .loop import fit
-from .optimizer import carry_moments, is_encoder_trained
+from .optimizer import carry_moments, is_encoder_trained, keeps_statistics
 from .step import StepMetrics, Trainer, TrainState
 
 
@@ -36,7 +36,8 @@ def fit_in_phases(
 
 @eqx.filter_jit  # so that its results own their buffers, which the step donates
 def unfreeze(trainer: Trainer, train_state: TrainState) -> tuple[Trainer, TrainState]:
-    """Returns both with a frozen encoder among what is trained, in training mode.
+    """Returns both with a frozen encoder among what is trained, in training mode unless
+    BatchNorm's statistics in it stay.
 
     Its moments start at zero; those of the other leaves and the schedule go on.
 
@@ -47,7 +48,8 @@ def unfreeze(trainer: Trainer, train_state: TrainState) -> tuple[Trainer, TrainS
 
     def unfrozen(trained: PyTree) -> tuple[PyTree, PyTree]:
         model = eqx.combine(trained, trainer.frozen)
-        encoder = eqx.nn.inference_mode(model.encoder, value=False)
+        keep = keeps_statistics(model, trainer.config)
+        encoder = eqx.nn.inference_mode(model.encoder, value=keep)
         model = eqx.tree_at(lambda model: model.encoder, model, encoder)
         return eqx.partition(model, eqx.is_inexact_array)
 

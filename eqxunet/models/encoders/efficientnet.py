@@ -89,7 +89,6 @@ class EfficientNetLite0(AbstractTorchEncoder):
     in_channels: int = eqx.field(static=True)
     channels: tuple[int, ...] = eqx.field(static=True)
     strides: tuple[int, ...] = eqx.field(static=True)
-    has_pretrained_weights: ClassVar[bool] = True
     left_out: ClassVar[tuple[str, ...]] = ("_conv_head.", "_bn1.", "_fc.")
 
     def __init__(self, *, key: PRNGKeyArray):

@@ -1,7 +1,7 @@
 """What an encoder is: an image to a pyramid of feature maps."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -22,12 +22,14 @@ class AbstractEncoder(eqx.Module):
     - `channels`: of each map, shallow to deep.
     - `strides`: pixels of the image a pixel of each map, rising powers of two. Sizes round up.
     - `has_pretrained_weights`: whether weights can be had, so that freezing it makes sense.
+    - `is_tuned`: whether training goes on with these weights, unless told otherwise.
     """
 
     in_channels: eqx.AbstractVar[int]
     channels: eqx.AbstractVar[tuple[int, ...]]
     strides: eqx.AbstractVar[tuple[int, ...]]
     has_pretrained_weights: AbstractClassVar[bool]
+    is_tuned: AbstractClassVar[bool]
 
     @abstractmethod
     def __call__(
@@ -42,6 +44,8 @@ class AbstractTorchEncoder(AbstractEncoder):
     - `left_out`: beginnings of the names of the network's other modules, such as its classifier.
     """
 
+    has_pretrained_weights: ClassVar[bool] = True
+    is_tuned: ClassVar[bool] = True
     left_out: AbstractClassVar[tuple[str, ...]]
 
     @abstractmethod

@@ -88,7 +88,6 @@ class ResNetEncoder(AbstractTorchEncoder):
     in_channels: int = eqx.field(static=True)
     channels: tuple[int, ...] = eqx.field(static=True)
     strides: tuple[int, ...] = eqx.field(static=True)
-    has_pretrained_weights: ClassVar[bool] = True
     left_out: ClassVar[tuple[str, ...]] = ("fc.",)
 
     def __init__(
