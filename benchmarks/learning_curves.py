@@ -23,24 +23,22 @@ from eqxunet.evaluation import Predictor, score, summarise
 from eqxunet.models.leaves import named_leaves
 from eqxunet.weights import resolve_weights
 
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "scratch": ("scratch", {}),
-    "resnet10, random, frozen": ("resnet10", {}),
-    "efficientnet_lite0, random, frozen": ("efficientnet_lite0", {}),
-    "efficientnet_lite0, ImageNet, frozen": ("efficientnet_lite0", {}),
-    "efficientnet_lite0, ImageNet, tuned": (
-        "efficientnet_lite0",
-        {"freeze_encoder": False, "encoder_lr_scale": 0.1},
-    ),
+MODELS: dict[str, tuple[str, bool | None]] = {
+    "scratch": ("scratch", None),
+    "resnet10, random, frozen": ("resnet10", True),
+    "efficientnet_lite0, random, frozen": ("efficientnet_lite0", True),
+    "efficientnet_lite0, ImageNet, frozen": ("efficientnet_lite0", True),
+    "efficientnet_lite0, ImageNet, tuned": ("efficientnet_lite0", False),
 }
+"""By name the encoder, and whether it is frozen."""
 
 
 def run(
     name: str, train: eu.Split, count: int, test: eu.Split, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Trains a model on `count` images, and scores it."""
-    encoder, changes = MODELS[name]
-    config = eu.TrainConfig(steps=options.steps, seed=options.seed, **changes)
+    encoder, is_frozen = MODELS[name]
+    config = eu.TrainConfig(steps=options.steps, seed=options.seed, freeze_encoder=is_frozen)
     chosen = np.sort(np.random.default_rng(options.seed).permutation(len(train))[:count])
     names = tuple(train.names[i] for i in chosen)
     split = dataclasses.replace(
