@@ -14,9 +14,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 
 from eqxunet.errors import InputError, IntegrityError, UnavailableError
-from eqxunet.weights.download import download
+from eqxunet.weights.download import download, require_answer
 
 BODY = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -292,8 +293,17 @@ def test_lasting_trouble_ends_after_bounded_retries(serve, dest, trouble, why):
 def test_no_server_is_unavailable(dest):
     with pytest.raises(UnavailableError, match="gives no answer: .*refused"):
         fetch("http://127.0.0.1:9/file", dest, retries=1)
-    with pytest.raises(InputError, match="no http, https or file URL"):
-        fetch("ftp://127.0.0.1/file", dest)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://127.0.0.1/file", "ftp://[a", "http://[a", "http://a:b/", "http:///file", "file", ""],
+)
+def test_what_is_no_url_is_said_at_once(dest, url):
+    for ask in (lambda: fetch(url, dest), lambda: require_answer(url)):
+        with pytest.raises(InputError, match="no http, https or file URL") as caught:
+            ask()
+        assert len(str(caught.value).splitlines()) == 1 and not dest.parent.exists()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
@@ -409,12 +419,16 @@ def test_what_a_server_says_does_not_act_on_a_terminal(serve, dest):
 
 def test_what_a_server_says_at_length_is_cut(serve, dest):
     long = "x" * 10_000
-    fails_at_length = [
-        lambda handler, n: handler.wfile.write(f"HTTP/1.1 {code} {long}\r\n\r\n".encode())
-        for code in (404, 503)
-    ]
-    ends = ("404 x+. Check", "503 x+ .1 attempts", "302 and leads to ftp://x+, unfollowed")
-    for answer, end in zip((*fails_at_length, redirects(f"ftp://{long}")), ends, strict=True):
+
+    def fails_at_length(code):
+        return lambda handler, n: handler.send_response_only(code, long) or handler.end_headers()
+
+    answers = {
+        "404 x+. Check": fails_at_length(404),
+        "503 x+ .1 attempts": fails_at_length(503),
+        "302 and leads to ftp://x+, unfollowed": redirects(f"ftp://{long}"),
+    }
+    for end, answer in answers.items():
         url, _ = serve(answer)
         with pytest.raises(UnavailableError, match=end) as caught:
             fetch(url, dest, retries=0)
@@ -513,6 +527,16 @@ def test_two_at_once_fetch_once(serve, dest):
         results = list(pool.map(lambda _: fetch(url, dest, timeout=5), range(2)))
     assert results == [dest, dest] and asked == [None]
     assert dest.read_bytes() == BODY
+
+
+def test_another_process_is_waited_for_as_long_as_a_download_may_take(serve, dest):
+    url, asked = serve(good)
+    dest.parent.mkdir()
+    start = time.perf_counter()
+    with FileLock(f"{dest}.lock"):
+        with pytest.raises(UnavailableError, match="another process .* waited for 2 seconds.* End"):
+            fetch(url, dest, deadline=2)
+    assert asked == [] and 2 <= time.perf_counter() - start < 15
 
 
 def test_full_disk_is_said(serve, dest, monkeypatch):
