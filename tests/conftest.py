@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,3 +31,13 @@ def new_cache(tmp_path_factory) -> Callable[[], Path]:
 def own_folders(new_cache, monkeypatch):
     """Caches of decoded images stay out of the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(new_cache()))
+
+
+@pytest.fixture
+def ends_soon():
+    """Fails a test that waits for something without end."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits without end"))
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

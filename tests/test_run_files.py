@@ -15,6 +15,7 @@ from eqxunet.errors import BusyError, InputError, IntegrityError, UnavailableErr
 from eqxunet.runs import run_training
 from eqxunet.runs.directory import busy_first, check_directory, check_room, clear, locked
 from eqxunet.runs.load import _read_calibration
+from eqxunet.runs.scores import check_scores
 
 CONFIG = eu.RunConfig(
     model=eu.ModelConfig(channels=(4, 8), size=16),
@@ -154,6 +155,21 @@ def test_what_is_no_small_file_is_not_read(tmp_path, monkeypatch, name, said, ma
         with pytest.raises(IntegrityError, match=f"calibration.json: cannot be read .{said}"):
             _read_calibration(tmp_path / "run", 1)
     assert peak() - before < 300_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda path, c=c: path.write_bytes(c) for c in (b"", b"[" * 10**6, b"[]", b"7", b"\xff")),
+        lambda path: path.write_text('{"split": "test", "loss": NaN}'),
+        *KINDS.values(),
+    ],
+)
+def test_scores_that_are_none_are_not_overwritten(tmp_path, ends_soon, make):
+    check_scores(tmp_path, {"split": "test"})
+    make(tmp_path / "metrics.json")
+    with pytest.raises(InputError, match=r"holds something else .metrics.json.; .* --overwrite"):
+        check_scores(tmp_path, {"split": "test"})
 
 
 def test_a_latest_that_leads_nowhere_is_one_message(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import os
 import random
-import signal
 import threading
 import time
 import urllib.error
@@ -462,16 +461,6 @@ def test_folders_for_nothing_are_removed_again(serve, dest):
     with pytest.raises(UnavailableError):
         fetch(url, inner)
     assert [*dest.parent.iterdir()] == []
-
-
-@pytest.fixture
-def ends_soon():
-    """Fails a test that waits for something without end."""
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits without end"))
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def test_a_pipe_is_neither_a_file_nor_a_beginning_of_one(serve, dest, tmp_path, ends_soon):

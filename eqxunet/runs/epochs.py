@@ -226,9 +226,8 @@ def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
 
 def _validation(scores: Scores) -> Mapping[str, Any]:
     task = scores.task
-    loss = scores.loss
     return {
-        "val/loss": loss if loss is not None and np.isfinite(loss) else None,  # JSON has no NaN
+        "val/loss": scores.loss,
         "val/iou": float(np.mean(scores.iou)),
         "val/dice": float(np.mean(task.score("dice", scores.confusion))),
         "val/baseline_iou": baseline(task, scores.confusion)["iou"],
