@@ -27,6 +27,17 @@ def new_cache(tmp_path_factory) -> Callable[[], Path]:
     return new_cache
 
 
+@pytest.fixture(scope="session", autouse=True)
+def heard():
+    """Signals arrive, in processes too, where these tests run under nohup or in the background of
+    a shell, which have some ignored."""
+    handlers = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True)
 def own_folders(new_cache, monkeypatch):
     """Caches of decoded images stay out of the user's."""
