@@ -255,7 +255,8 @@ def test_overwriting_deletes_what_a_run_writes_and_nothing_else(tmp_path):
     ours = [
         "checkpoints/12/state/d/a", "checkpoints/13.orbax-checkpoint-tmp/b", "curves.png",
         "eval/test/metrics.json", "eval/test/report.html", "snapshots/00000003.png",
-        "tensorboard/events.out.tfevents.1.2", "metrics.jsonl", "calibration.json", "config.json",
+        "tensorboard/events.out.tfevents.1.2", "metrics.jsonl", "metrics.jsonl.damaged",
+        "calibration.json", "config.json",
         ".config.json.7.partial", "snapshots/.00000003.png.7.partial",
         "checkpoints/.14.partial/c",
     ]  # fmt: skip
@@ -293,6 +294,7 @@ def test_a_busy_folder_is_busy_whatever_it_holds(tmp_path):
                 (run / name).mkdir()
             elif name:
                 CONFIG.write(run)
+                (run / "checkpoints" / "3").mkdir()
             for overwrite in (False, True):
                 with pytest.raises(BusyError, match="another process is training in it"):
                     eu.train(CONFIG, run, overwrite=overwrite)
@@ -321,7 +323,7 @@ def test_a_run_that_saved_nothing_is_resumed_without_a_traceback(tmp_path, capfd
         CONFIG.write(tmp_path / name)
     (tmp_path / "b" / "checkpoints").mkdir()
     for name in ("a", "b"):
-        with pytest.raises(InputError, match="nothing was saved yet"):
+        with pytest.raises(InputError, match="nothing was saved to resume from"):
             run_training(None, tmp_path / name, eu.Observer(), resume=True)
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
