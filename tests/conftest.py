@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,28 @@ def new_cache(tmp_path_factory) -> Callable[[], Path]:
     return new_cache
 
 
+@pytest.fixture(scope="session", autouse=True)
+def heard():
+    """Signals arrive, in processes too, where these tests run under nohup or in the background of
+    a shell, which have some ignored."""
+    handlers = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True)
 def own_folders(new_cache, monkeypatch):
     """Caches of decoded images stay out of the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(new_cache()))
+
+
+@pytest.fixture
+def ends_soon():
+    """Fails a test that waits for something without end."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits without end"))
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -86,6 +86,15 @@ def link(library):
     library.symlink_to(elsewhere)
 
 
+def rename(library):
+    library.rename(library.with_stem(f"{library.stem[:-32]}{'0' * 32}"))
+
+
+def put_a_socket(library):
+    library.unlink()
+    os.mknod(library, stat.S_IFSOCK | 0o755)
+
+
 def found():
     with kernels._compiled() as library:
         return library, library.read_text()
@@ -96,7 +105,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 
 @pytest.mark.parametrize(
     "damage",
-    [cut_off, change, empty, open_to_others, link, pytest.param(give_away, marks=needs_root)],
+    [
+        *(cut_off, change, empty, rename, open_to_others, link, put_a_socket),
+        pytest.param(give_away, marks=needs_root),
+    ],
 )
 def test_what_is_not_as_it_was_compiled_is_compiled_once_more(compiler, damage):
     before = found()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pictures import write_plain
@@ -21,6 +22,7 @@ from eqxunet.errors import InputError, IntegrityError
 from eqxunet.evaluation import Predictor, calibrate, score
 from eqxunet.models.layers import BatchNorm
 from eqxunet.models.leaves import named_leaves, named_state
+from eqxunet.runs.documents import parse
 from eqxunet.training.checkpoint import restore
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +77,17 @@ def test_scores_are_those_of_the_commands_byte_for_byte(both):
     assert json.loads(texts[1]) == metrics
     tables = [(d / "eval" / "test" / "per_image.csv").read_bytes() for d in (by_command, by_call)]
     assert tables[0] == tables[1]
+
+
+def test_scores_of_logits_that_are_not_finite_are_json(both, tmp_path):
+    """And are taken for what they are where the same is asked for again."""
+    run = both[2]
+    wild = eqx.tree_at(lambda model: model.head.bias, run.model, jnp.full((1,), jnp.inf))
+    metrics = eu.evaluate(dataclasses.replace(run, model=wild), out=tmp_path, limit=4)
+    assert metrics["loss"] is None and metrics["count"] == 4
+    assert parse((tmp_path / "metrics.json").read_bytes()) == metrics
+    eu.evaluate(run, out=tmp_path, limit=4)
+    assert parse((tmp_path / "metrics.json").read_bytes())["loss"] > 0
 
 
 def test_records_are_those_of_the_commands(both):

@@ -15,6 +15,7 @@ from eqxunet.errors import BusyError, InputError, IntegrityError, UnavailableErr
 from eqxunet.runs import run_training
 from eqxunet.runs.directory import busy_first, check_directory, check_room, clear, locked
 from eqxunet.runs.load import _read_calibration
+from eqxunet.runs.scores import check_scores
 
 CONFIG = eu.RunConfig(
     model=eu.ModelConfig(channels=(4, 8), size=16),
@@ -156,6 +157,21 @@ def test_what_is_no_small_file_is_not_read(tmp_path, monkeypatch, name, said, ma
     assert peak() - before < 300_000
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda path, c=c: path.write_bytes(c) for c in (b"", b"[" * 10**6, b"[]", b"7", b"\xff")),
+        lambda path: path.write_text('{"split": "test", "loss": NaN}'),
+        *KINDS.values(),
+    ],
+)
+def test_scores_that_are_none_are_not_overwritten(tmp_path, ends_soon, make):
+    check_scores(tmp_path, {"split": "test"})
+    make(tmp_path / "metrics.json")
+    with pytest.raises(InputError, match=r"holds something else .metrics.json.; .* --overwrite"):
+        check_scores(tmp_path, {"split": "test"})
+
+
 def test_a_latest_that_leads_nowhere_is_one_message(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     latest = tmp_path / "runs" / "latest"
@@ -239,7 +255,8 @@ def test_overwriting_deletes_what_a_run_writes_and_nothing_else(tmp_path):
     ours = [
         "checkpoints/12/state/d/a", "checkpoints/13.orbax-checkpoint-tmp/b", "curves.png",
         "eval/test/metrics.json", "eval/test/report.html", "snapshots/00000003.png",
-        "tensorboard/events.out.tfevents.1.2", "metrics.jsonl", "calibration.json", "config.json",
+        "tensorboard/events.out.tfevents.1.2", "metrics.jsonl", "metrics.jsonl.damaged",
+        "calibration.json", "config.json",
         ".config.json.7.partial", "snapshots/.00000003.png.7.partial",
         "checkpoints/.14.partial/c",
     ]  # fmt: skip
@@ -277,6 +294,7 @@ def test_a_busy_folder_is_busy_whatever_it_holds(tmp_path):
                 (run / name).mkdir()
             elif name:
                 CONFIG.write(run)
+                (run / "checkpoints" / "3").mkdir()
             for overwrite in (False, True):
                 with pytest.raises(BusyError, match="another process is training in it"):
                     eu.train(CONFIG, run, overwrite=overwrite)
@@ -305,7 +323,7 @@ def test_a_run_that_saved_nothing_is_resumed_without_a_traceback(tmp_path, capfd
         CONFIG.write(tmp_path / name)
     (tmp_path / "b" / "checkpoints").mkdir()
     for name in ("a", "b"):
-        with pytest.raises(InputError, match="nothing was saved yet"):
+        with pytest.raises(InputError, match="nothing was saved to resume from"):
             run_training(None, tmp_path / name, eu.Observer(), resume=True)
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err

@@ -1,18 +1,27 @@
 """What a run does from its start to its end: interrupted, resumed, made longer, diverged."""
 
 import dataclasses
+import inspect
 import json
+import shlex
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from pictures import write_plain
+from typer.main import get_command
 
 import eqxunet as eu
+from eqxunet.cli import app
 from eqxunet.cli.train import _configured as options_of_train
+from eqxunet.cli.train import _given
+from eqxunet.cli.train import train as train_command
 from eqxunet.errors import DivergedError, InputError
 from eqxunet.runs import epochs, run_training
+from eqxunet.runs.options import _WITHOUT_OPTION
+from eqxunet.runs.options import command as command_of
 from eqxunet.runs.records import read_records
 from eqxunet.training.checkpoint import BEST, Writer, restore
 
@@ -129,6 +138,90 @@ def test_a_run_that_ended_inside_an_epoch_can_be_made_longer(whole, tmp_path):
         )
 
 
+def test_a_save_that_is_asked_for_is_told_once_it_is_there(tmp_path):
+    """Inside an epoch, and at its end."""
+    run, found = tmp_path / "run", []
+
+    class Looking(Asking):
+        def note(self, text):
+            if text.startswith("saved after step"):
+                found.append(
+                    (text, (run / "checkpoints" / text.split()[-1] / "note.json").exists())
+                )
+
+    train(run, Looking({2: "save", 3: "save"}))
+    assert found == [("saved after step 2", True), ("saved after step 3", True)]
+
+
+def test_a_run_goes_on_with_lines_that_cannot_be_read_kept_aside(whole, tmp_path):
+    run = tmp_path / "run"
+    train(run, Asking({3: "stop"}))
+    metrics = run / "metrics.jsonl"
+    good = metrics.read_bytes()
+    for stop, damaged in ((4, b'{"step": 2,'), (5, b"\xff")):
+        metrics.write_bytes(damaged + b"\n" + good)
+        observer = Asking({stop: "stop"})
+        train(run, observer, resume=True)
+        assert any("1 of 2 lines cannot be read and are now in" in told for told in observer.told)
+        assert metrics.read_bytes() == good
+    assert (run / "metrics.jsonl.damaged").read_bytes() == b'{"step": 2,\n\xff\n'
+    train(run, resume=True)
+    assert told(run) == told(whole / "epochs")
+
+
+def test_a_run_stays_created_when_it_was(tmp_path):
+    run = tmp_path / "run"
+    train(run, Asking({1: "stop"}))
+    path = run / "config.json"
+    then = "2026-01-31T12:00:00+00:00"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": then}))
+    train(run, Asking({2: "stop"}), resume=True)
+    assert json.loads(path.read_text())["created"] == then
+
+
+def test_a_run_that_saved_nothing_is_started_anew_by_the_command_that_is_told(tmp_path):
+    run = tmp_path / "a run"
+    with pytest.raises(DivergedError):
+        train(run, lr=1e39, steps=2)
+    with pytest.raises(InputError, match="nothing was saved to resume from") as caught:
+        train(run, resume=True)
+    command, *words = shlex.split(str(caught.value).splitlines()[1])
+    context = get_command(app).commands[command].make_context(command, words)
+    given = {n: v for n, v in context.params.items() if _given(context, n)}
+    assert given.pop("run") == run
+    before = eu.RunConfig.read(run)
+    before = dataclasses.replace(
+        before,
+        train=dataclasses.replace(before.train, epochs=eu.TrainConfig.epochs),  # `steps` counts
+        identity=None,
+        classes=(),
+    )
+    again = options_of_train(eu.RunConfig(), given)
+    assert dataclasses.replace(again, labels=before.labels) == before
+    with pytest.raises(DivergedError):  # and so does the same once more
+        train(run, lr=1e39, steps=2)
+    assert train(run, epochs=1).is_finished
+    with pytest.raises(InputError, match="holds a run already"):
+        train(run, epochs=1)
+
+
+def test_all_that_a_configuration_says_can_be_told_as_options():
+    options = inspect.signature(train_command).parameters.keys()
+    configs = (eu.RunConfig, eu.ModelConfig, eu.TrainConfig)
+    fields = {field.name for config in configs for field in dataclasses.fields(config)}
+    assert fields - {"model", "train", *_WITHOUT_OPTION} <= options
+    config = eu.RunConfig(
+        eu.ModelConfig("resnet10", size=64),
+        eu.TrainConfig(freeze_encoder=False, ema=True, checkpoint_every="5m", clip_norm=1.5),
+        data="synthetic", task="semantic", labels="species", start="/a b",
+    )  # fmt: skip
+    assert command_of(config, Path("r")) == (
+        "train --encoder resnet10 --size 64 --clip-norm 1.5 --no-freeze-encoder --ema "
+        "--checkpoint-every 5m --data synthetic --task semantic --labels species "
+        "--from '/a b' --run r"
+    )
+
+
 def test_checkpoints_inside_epochs_have_no_scores_and_records_come_first(tmp_path, saves):
     train(tmp_path / "run", Asking({5: "save"}), checkpoint_every=2)
     assert saves == [
@@ -218,8 +311,21 @@ def test_a_run_that_patience_ended_stays_ended(tmp_path, no_pictures, monkeypatc
     config = eu.RunConfig.read(run)
     more = options_of_train(config, {"patience": 2})
     assert run_training(more, run, Asking(), resume=True).step == 3 * EPOCH
-    longer = options_of_train(eu.RunConfig.read(run), {"epochs": 10})
-    assert run_training(longer, run, Asking(), resume=True).step == 4 * EPOCH
+
+
+def test_patience_counts_anew_where_more_epochs_are_asked_for(tmp_path, monkeypatch):
+    """And goes on counting where that run is interrupted."""
+    scores = {"val/loss": 0.5, "val/iou": 0.5, "val/dice": 0.5, "val/baseline_iou": 0.5}
+    monkeypatch.setattr(epochs, "_validation", lambda _: scores)
+    run = tmp_path / "run"
+    assert train(run, epochs=4, patience=2).step == 3 * EPOCH
+    longer = options_of_train(eu.RunConfig.read(run), {"epochs": 9})
+    stop = Asking({4 * EPOCH + 1: "stop"})
+    assert run_training(longer, run, stop, resume=True).step == 4 * EPOCH + 1
+    assert train(run, resume=True).step == 5 * EPOCH
+    again = Asking()
+    assert train(run, again, resume=True).step == 5 * EPOCH and again.done == []
+    assert any("stopped already after step 15" in text for text in again.told)
 
 
 def test_what_was_interrupted_after_the_last_step_is_done_by_resuming(

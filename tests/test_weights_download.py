@@ -1,5 +1,6 @@
 """Downloads from a local server that misbehaves in every way it can."""
 
+import contextlib
 import email.message
 import hashlib
 import http.server
@@ -12,9 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 
 from eqxunet.errors import InputError, IntegrityError, UnavailableError
-from eqxunet.weights.download import download
+from eqxunet.weights.download import download, require_answer
 
 BODY = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -75,6 +77,13 @@ def stalls(handler, n):
 
 def says_nothing(handler, n):
     time.sleep(1)
+
+
+def is_silent(handler, n):
+    """As long as the client listens, or half a minute."""
+    with contextlib.suppress(TimeoutError):
+        handler.connection.settimeout(30)
+        handler.rfile.read(1)
 
 
 def fails(status: int) -> Answer:
@@ -262,7 +271,7 @@ def test_passing_trouble_is_waited_out(serve, dest, trouble):
 @pytest.mark.parametrize(
     "trouble, why",
     [
-        (fails(503), "answers 503"),
+        (fails(503), "answers 503 Service Unavailable"),
         (says_nothing, "gives no answer: timed out"),
         (stalls, "broke off: timed out"),
         (speaks_no_http, "gives no answer"),
@@ -283,8 +292,17 @@ def test_lasting_trouble_ends_after_bounded_retries(serve, dest, trouble, why):
 def test_no_server_is_unavailable(dest):
     with pytest.raises(UnavailableError, match="gives no answer: .*refused"):
         fetch("http://127.0.0.1:9/file", dest, retries=1)
-    with pytest.raises(InputError, match="no http, https or file URL"):
-        fetch("ftp://127.0.0.1/file", dest)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://127.0.0.1/file", "ftp://[a", "http://[a", "http://a:b/", "http:///file", "file", ""],
+)
+def test_what_is_no_url_is_said_at_once(dest, url):
+    for ask in (lambda: fetch(url, dest), lambda: require_answer(url)):
+        with pytest.raises(InputError, match="no http, https or file URL") as caught:
+            ask()
+        assert len(str(caught.value).splitlines()) == 1 and not dest.parent.exists()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
@@ -327,9 +345,8 @@ def test_the_text_of_a_redirect_is_not_read(serve, dest):
         drip(handler, b"x")
 
     url, asked = serve(chatters, good)
-    start = time.perf_counter()
-    fetch(url, dest)
-    assert time.perf_counter() - start < 1.5 and dest.read_bytes() == BODY
+    fetch(url, dest, retries=0)  # the first attempt is not given up while it reads
+    assert len(asked) == 2 and dest.read_bytes() == BODY
 
 
 def test_no_redirect_leads_from_https_to_http(serve, dest, monkeypatch):
@@ -399,6 +416,41 @@ def test_what_a_server_says_does_not_act_on_a_terminal(serve, dest):
     assert r"answers 404 \x1b]0;mine\x07gone. Check" in str(caught.value)
 
 
+def test_what_a_server_says_at_length_is_cut(serve, dest):
+    long = "x" * 10_000
+
+    def fails_at_length(code):
+        return lambda handler, n: handler.send_response_only(code, long) or handler.end_headers()
+
+    answers = {
+        "404 x+. Check": fails_at_length(404),
+        "503 x+ .1 attempts": fails_at_length(503),
+        "302 and leads to ftp://x+, unfollowed": redirects(f"ftp://{long}"),
+    }
+    for end, answer in answers.items():
+        url, _ = serve(answer)
+        with pytest.raises(UnavailableError, match=end) as caught:
+            fetch(url, dest, retries=0)
+        assert len(str(caught.value)) < 600
+
+
+def sends_more_and_more(handler, n):
+    handler.send(b"", said=-1)
+    while True:
+        handler.wfile.write(BODY)
+
+
+@pytest.mark.parametrize("server", [sends_more_and_more, is_silent])
+def test_a_server_that_is_left_keeps_no_thread(serve, dest, server):
+    url, _ = serve(server)
+    with pytest.raises((IntegrityError, UnavailableError), match="more than|timed out"):
+        fetch(url, dest, retries=0)
+    end = time.monotonic() + 20
+    while any(thread.name == "answer" for thread in threading.enumerate()):
+        assert time.monotonic() < end, "it is still listened to"
+        time.sleep(0.01)
+
+
 def test_folders_for_nothing_are_removed_again(serve, dest):
     url, _ = serve(fails(404))
     inner = dest.parent / "a" / "file"
@@ -411,7 +463,7 @@ def test_folders_for_nothing_are_removed_again(serve, dest):
     assert [*dest.parent.iterdir()] == []
 
 
-def test_a_pipe_is_neither_a_file_nor_a_beginning_of_one(serve, dest, tmp_path):
+def test_a_pipe_is_neither_a_file_nor_a_beginning_of_one(serve, dest, tmp_path, ends_soon):
     url, asked = serve(good)
     dest.parent.mkdir()
     os.mkfifo(dest)
@@ -464,6 +516,16 @@ def test_two_at_once_fetch_once(serve, dest):
         results = list(pool.map(lambda _: fetch(url, dest, timeout=5), range(2)))
     assert results == [dest, dest] and asked == [None]
     assert dest.read_bytes() == BODY
+
+
+def test_another_process_is_waited_for_as_long_as_a_download_may_take(serve, dest):
+    url, asked = serve(good)
+    dest.parent.mkdir()
+    start = time.perf_counter()
+    with FileLock(f"{dest}.lock"):
+        with pytest.raises(UnavailableError, match="another process .* waited for 2 seconds.* End"):
+            fetch(url, dest, deadline=2)
+    assert asked == [] and 2 <= time.perf_counter() - start < 15
 
 
 def test_full_disk_is_said(serve, dest, monkeypatch):

@@ -12,6 +12,7 @@ from ..text import printable
 from .console import console, stage
 from .evaluate import interval
 from .options import Threshold
+from .signals import advise
 
 
 def compare(
@@ -31,6 +32,7 @@ def compare(
         from .. import runs
         from .observer import Terminal
 
+    advise("the same command starts anew")
     comparison = runs.compare(
         run,
         split,

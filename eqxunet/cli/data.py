@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..storage import replacing
 from ..text import printable
 from .console import console, display, errors, progress_bar, warn
+from .signals import advise
 
 if TYPE_CHECKING:
     from ..data.check import Check
@@ -45,6 +46,7 @@ def prepare(
     from ..runs.splits import prepare_oxford
     from .observer import Terminal
 
+    advise("the same command goes on")
     prepare_oxford(data_dir.expanduser(), Terminal(), archives)
     console.print(f"oxford_iiit_pet is ready in {display(data_dir.expanduser())}")
 

@@ -11,6 +11,7 @@ from ..config import SplitName
 from ..text import printable
 from .console import console, display, stage
 from .options import Threshold
+from .signals import advise
 
 _OTHERS = {
     "precision": "precision",
@@ -46,6 +47,7 @@ def evaluate(
 
         terminal = Terminal()
         loaded = runs.load_run(run, observer=terminal)
+    advise("the same command starts anew")
     metrics = runs.evaluate(
         loaded,
         split,

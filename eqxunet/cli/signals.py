@@ -31,8 +31,9 @@ class Listener:
     writes at every signal arrive at once.
 
     SIGINT, SIGTERM and SIGHUP end the process with a line, unless they are `collected`; then a
-    SIGINT or SIGTERM that comes second does. SIGUSR1 never does. Where SIGHUP is ignored from the
-    start, as under nohup, it stays so.
+    SIGINT or SIGTERM that comes second does. SIGUSR1 never does. What is ignored from the start
+    stays so, as SIGHUP is under nohup, and SIGINT where a shell without job control starts
+    something in the background.
     """
 
     def __init__(self):
@@ -50,7 +51,7 @@ class Listener:
         self._before = {
             number: signal.signal(number, lambda *_: None)
             for number in SIGNALS
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            if signal.getsignal(number) != signal.SIG_IGN
         }
 
     def close(self) -> None:
@@ -130,7 +131,7 @@ hung_up = threading.Event()
 """Whether the terminal is gone, or somebody said so: what is printed may be lost."""
 
 _process: Listener | None = None
-_advice = ""
+_advice = "nothing was saved, and the same command starts anew"
 
 
 def listen() -> None:
@@ -165,7 +166,7 @@ def ignore() -> None:
 
 
 def _stopped_by(received: signal.Signals) -> str:
-    return f"stopped by {received.name}" + (f"; {_advice}" if _advice else "")
+    return f"stopped by {received.name}; {_advice}"
 
 
 def _quit(received: signal.Signals, text: str) -> None:

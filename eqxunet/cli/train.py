@@ -22,6 +22,7 @@ from ..config import (
 )
 from ..errors import InputError
 from .console import console, display, errors, program, stage, warn
+from .signals import advise
 
 if TYPE_CHECKING:
     from ..runs import RunConfig
@@ -133,6 +134,8 @@ def train(
         from ..runs import RUNS, RunConfig, best_of, resumable, run_training
         from .observer import Terminal
 
+    if resume:
+        advise("the same command goes on")
     before = resumable(run or RUNS / "latest") if resume else RunConfig()
     config = _configured(before, {n: v for n, v in context.params.items() if _given(context, n)})
     terminal = Terminal()

@@ -58,8 +58,9 @@ class Scores:
 
     @property
     def loss(self) -> float | None:
-        """The mean over images."""
-        return None if self.losses is None else float(np.mean(self.losses))
+        """The mean over images; none where it is not finite, a number that JSON does not have."""
+        mean = None if self.losses is None else float(np.mean(self.losses))
+        return mean if mean is not None and np.isfinite(mean) else None
 
     @property
     def iou(self) -> Float[np.ndarray, " n"]:

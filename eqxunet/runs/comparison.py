@@ -1,7 +1,6 @@
 """Several runs, scored on the same images: all that the command `compare` does."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..errors import InputError
 from ..evaluation import mean_intervals, score
 from ..storage import replace_text
 from .calibration import with_threshold
+from .documents import write_json
 from .evaluation import check_classes, warnings_about
 from .load import Run, RunLike, as_run
 from .observer import Observer
@@ -101,8 +101,7 @@ def compare(
             "scores": _scores(loaded, names, thresholds, iou, dice),
         }
         if out is not None:
-            text = json.dumps(comparison, indent=2) + "\n"
-            replace_text(Path(out) / "comparison.json", text)
+            write_json(Path(out) / "comparison.json", comparison)
             _write_table(Path(out) / "comparison.csv", names, arrays.names, iou)
             _draw(loaded, names, arrays, iou, thresholds, Path(out) / "comparison.png")
             observer.note(f"written: comparison.json, .csv and .png in {out}")

@@ -25,13 +25,13 @@ from ..config import (
 from ..errors import InputError, IntegrityError
 from ..tasks import AbstractTask, make_task
 from .documents import is_whole, read_json, shown, write_json
+from .options import FILLED_IN, differences
 
 _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 # What `config.json` holds as it is, and since a later version what it may lack.
 _PLAIN = ("data", "data_dir", "limit")
-# What may change when a run is resumed, and what the run itself has filled in.
+# What may change when a run is resumed.
 _EXTENDABLE = ("epochs", "steps", "patience", "max_skipped", "checkpoint_every")
-_FILLED_IN = ("classes", "provenance", "identity")
 _LATER = {"task": "binary", "labels": None, "classes": (), "identity": None, "start": None}
 
 
@@ -118,13 +118,11 @@ class RunConfig:
         """
         lengths = {name: getattr(given.train, name) for name in _EXTENDABLE}
         longer = dataclasses.replace(self, train=dataclasses.replace(self.train, **lengths))
-        filled_in = {name: getattr(self, name) for name in _FILLED_IN}
+        filled_in = {name: getattr(self, name) for name in FILLED_IN}
         labels = given.labels or self.labels
-        if differences := _differences(
-            longer, dataclasses.replace(given, labels=labels, **filled_in)
-        ):
+        if changes := differences(longer, dataclasses.replace(given, labels=labels, **filled_in)):
             raise InputError(
-                f"a resumed run keeps its options, but these differ: {', '.join(differences)}; "
+                f"a resumed run keeps its options, but these differ: {', '.join(changes)}; "
                 "leave them out, or start another run"
             )
         old, new = self.train, given.train
@@ -151,10 +149,10 @@ class RunConfig:
         before = RunConfig.from_values(values, f"{directory}: a checkpoint's configuration")
         lengths = {name: getattr(self.train, name) for name in _EXTENDABLE}
         extended = dataclasses.replace(before, train=dataclasses.replace(before.train, **lengths))
-        if differences := _differences(extended, self):
+        if changes := differences(extended, self):
             raise InputError(
                 f"{directory}: its config.json was changed since its checkpoint was saved: "
-                f"{', '.join(differences)}; undo that, or start a new run with --from {directory}"
+                f"{', '.join(changes)}; undo that, or start a new run with --from {directory}"
             )
         return before
 
@@ -214,7 +212,12 @@ class RunConfig:
         return values
 
     def write(self, directory: Path) -> None:
-        """Writes `config.json`, with the versions and the device beside the options."""
+        """Writes `config.json`, with the versions and the device beside the options.
+
+        When the run was created stays as it stands there.
+        """
+        path = directory / "config.json"
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
         about = {
             "versions": {"eqxunet": __version__, "python": platform.python_version()}
             | {name: version(name) for name in _VERSIONED},
@@ -223,9 +226,9 @@ class RunConfig:
                 "kind": jax.devices()[0].device_kind,
                 "count": jax.device_count(),
             },
-            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "created": read_json(path).get("created", now) if path.exists() else now,
         }
-        write_json(directory / "config.json", self.values() | about)
+        write_json(path, self.values() | about)
 
     @property
     def weights_record(self) -> dict[str, Any] | None:
@@ -247,21 +250,6 @@ def has_checkpoints(directory: Path) -> bool:
 def absolute(data: str | os.PathLike[str]) -> str:
     """A dataset's name as it is, a path as an absolute one."""
     return str(data) if data in DATASETS else os.path.abspath(os.path.expanduser(data))
-
-
-def _differences(before: RunConfig, now: RunConfig) -> list[str]:
-    """The options in which two configurations differ, as the command line has them."""
-
-    def options(config: RunConfig) -> dict[str, Any]:
-        values = dataclasses.asdict(config)
-        return values.pop("model") | values.pop("train") | values
-
-    old, new = options(before), options(now)
-    return [
-        shown(f"{_option(name, new[name])} (was {value})")
-        for name, value in old.items()
-        if new[name] != value
-    ]
 
 
 def _require(is_possible: bool, name: str, value: Any) -> None:
@@ -291,15 +279,6 @@ def _is_identity(value: object) -> bool:
             for split in value.values()
         )
     )
-
-
-def _option(name: str, value: Any) -> str:
-    if name in _FILLED_IN:
-        return f"{name} {value}"
-    words = "from" if name == "start" else name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{'' if value else 'no-'}{words}"
-    return f"--{words} {value}"
 
 
 def _tuples(value: Any) -> Any:

@@ -24,7 +24,7 @@ _OURS = (
     ("eval/*/*", r"metrics\.json|per_image\.csv|examples\.png|report\.html"),
     ("snapshots/*", r"\d+\.png|partial"),
     ("tensorboard/*", r"events\.out\.tfevents\..*"),
-    ("*", r"metrics\.jsonl|(curves|predictions|progress)\.png|calibration\.json"),
+    ("*", r"metrics\.jsonl(\.damaged)?|(curves|predictions|progress)\.png|calibration\.json"),
     ("*", r"config\.json"),
 )
 
@@ -70,6 +70,8 @@ def check_path(directory: Path) -> None:
 def check_directory(directory: Path, *, overwrite: bool) -> None:
     """Sees to it that a new run in a directory destroys nothing but, with `overwrite`, a run.
 
+    One that ended before anything was saved is nothing.
+
     Raises InputError where the directory holds something else, or a run that is not to be
     overwritten, and what `RunConfig.read` raises.
     """
@@ -93,7 +95,9 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
             f"{directory}: is not empty, and no run of eqxunet; name a new directory for the run"
         )
     RunConfig.read(directory)
-    if not overwrite:
+    names = {path.name for path in directory.iterdir() if not is_partial(path)}
+    is_begun = not names <= {_LOCK, "config.json", "checkpoints"} or has_checkpoints(directory)
+    if is_begun and not overwrite:
         raise InputError(
             f"{directory} holds a run already: --resume goes on with it, --overwrite deletes it"
         )

@@ -22,14 +22,14 @@ def write_json(path: Path, values: Any) -> None:
     replace_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads what a small file holds.
+def read_json(path: Path, *, most: int = 2**20) -> Any:
+    """Reads what a file of at most so many bytes holds.
 
     Raises FileNotFoundError where there is none, IntegrityError where it holds no JSON, and what
     `read_bytes` raises.
     """
     try:
-        return parse(read_bytes(path, most=2**20))
+        return parse(read_bytes(path, most=most))
     except ValueError as error:
         raise IntegrityError(f"{path}: damaged, or not written by eqxunet ({error})") from error
 

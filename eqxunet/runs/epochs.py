@@ -58,11 +58,18 @@ class Position:
 
     - `records`: of the epochs until now.
     - `sums`: of the epoch that it stands in.
+    - `patient_since`: the epoch from which on patience counts, where it was out and more epochs
+      were asked for.
     """
 
     train_state: TrainState
     records: list[Record]
     sums: EpochSums = EpochSums()
+    patient_since: int = 0
+
+    def is_patience_out(self, patience: int | None) -> bool:
+        """Whether it ends here."""
+        return is_patience_out(self.records, patience, self.patient_since)
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,8 @@ def train_epochs(
                 # Before its checkpoint: a record alone is written again by a run that goes on.
                 append_record(training.directory, record)
                 records.append(record)
-                _save(training, checkpoints, step, arrays, sums, record)
+                metrics = {BEST: record[BEST]} if is_validated(record) else None
+                checkpoints.save(step, arrays, metrics, _about(training, position, sums))
                 del arrays  # views of what the next step overwrites
                 pace.saved()
                 best = best_of(records)
@@ -137,15 +145,20 @@ def train_epochs(
                 clock = _Clock(config.batch_size)
                 if observer.record(record, best is record and is_validated(record)):
                     break
-                if is_patience_out(records, config.patience):
+                if position.is_patience_out(config.patience):
                     observer.note(f"no better epoch in {config.patience}: stopping")
                     break
             elif request != "go on" or pace.is_due(step):
                 assert uncounted is not None
                 sums, text = _counted(sums, uncounted, config.max_skipped, total_steps)
                 uncounted = None
-                _save(training, checkpoints, step, _finite_arrays(trainer, trained), sums)
+                arrays = _finite_arrays(trainer, trained)
+                checkpoints.save(step, arrays, about=_about(training, position, sums))
+                del arrays
                 pace.saved()
+            if request == "save":
+                checkpoints.wait()
+                observer.note(f"saved after step {step}")
             if request == "stop":
                 break
         checkpoints.wait()
@@ -206,17 +219,13 @@ def _finite_arrays(
     return arrays
 
 
-def _save(
-    training: Training,
-    checkpoints: Writer,
-    step: int,
-    arrays: Mapping[str, Shaped[np.ndarray, "..."]],
-    sums: EpochSums,
-    record: Record | None = None,
-) -> None:
-    metrics = {BEST: record[BEST]} if record and is_validated(record) else None
-    about = {"config": training.config.values(), "epoch": dataclasses.asdict(sums)}
-    checkpoints.save(step, arrays, metrics, about)
+def _about(training: Training, position: Position, sums: EpochSums) -> dict[str, Any]:
+    """What a checkpoint says of itself, for a run that goes on."""
+    return {
+        "config": training.config.values(),
+        "epoch": dataclasses.asdict(sums),
+        "patient_since": position.patient_since,
+    }
 
 
 def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
@@ -226,9 +235,8 @@ def _predictor(trainer: Trainer, train_state: TrainState) -> Predictor:
 
 def _validation(scores: Scores) -> Mapping[str, Any]:
     task = scores.task
-    loss = scores.loss
     return {
-        "val/loss": loss if loss is not None and np.isfinite(loss) else None,  # JSON has no NaN
+        "val/loss": scores.loss,
         "val/iou": float(np.mean(scores.iou)),
         "val/dice": float(np.mean(task.score("dice", scores.confusion))),
         "val/baseline_iou": baseline(task, scores.confusion)["iou"],

@@ -1,7 +1,6 @@
 """A run's best checkpoint, scored on a split: all that the command `eval` does."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from ..evaluation import per_image, score, score_at_own_size, summarise
 from ..storage import replace_text
 from .calibration import with_threshold
 from .config import RunConfig, absolute
+from .documents import write_json
 from .load import Run, RunLike, as_run
 from .observer import Observer
 from .pictures import draw_examples
@@ -166,6 +166,6 @@ def check_classes(run: Run, split: Split) -> None:
 
 
 def _write(folder: Path, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_json(folder / "metrics.json", metrics)
     table = csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
     replace_text(folder / "per_image.csv", table)

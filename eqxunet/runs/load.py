@@ -20,6 +20,7 @@ from .config import RunConfig
 from .directory import RUNS
 from .documents import is_number, read_json, shown
 from .observer import Observer
+from .options import command
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def load_run(
     if restored is None:
         if restore(directory / "checkpoints") is None:
             raise InputError(
-                f"{directory}: nothing was saved yet; wait for its first epoch to end, or train "
-                "anew with the options in its config.json and --overwrite"
+                f"{directory}: nothing was saved yet; wait for its first epoch to end, or start "
+                f"it anew:\n{command(config, directory)}"
             )
         raise InputError(
             f"{directory}: no validated checkpoint yet; go on with `train --resume --run "

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnavailableError
-from ..storage import replace_text, sync_folder
+from ..storage import replace_text, replacing, sync_folder
 from ..training.checkpoint import BEST
 from .documents import is_number, is_whole, parse, read_bytes
 
-FILE = "metrics.jsonl"
+FILE, DAMAGED = "metrics.jsonl", "metrics.jsonl.damaged"
 _MOST = 2**28  # bytes; a million epochs have as many
 _SCORES = (BEST, "val/dice", "val/baseline_iou")
 _LOSSES = ("train/loss", "val/loss")
@@ -45,13 +45,30 @@ def read_records(directory: Path, warn: Callable[[str], None]) -> list[Record]:
     Raises IntegrityError where there is something else than a file.
     """
     path = directory / FILE
-    try:
-        lines = read_bytes(path, most=_MOST).splitlines()
-    except FileNotFoundError:
-        return []
+    lines = _lines(path)
     records = [record for line in lines if (record := _record(line))]
     if damaged := len(lines) - len(records):
         warn(f"{path}: {damaged} of {len(lines)} lines cannot be read and are left out")
+    return records
+
+
+def cut_records(
+    directory: Path, is_kept: Callable[[Record], bool], warn: Callable[[str], None]
+) -> list[Record]:
+    """Writes the file anew with some of its records, which it returns.
+
+    Lines that cannot be used are appended to another file, and there is one warning of them.
+    """
+    path, aside = directory / FILE, directory / DAMAGED
+    found = [(line, _record(line)) for line in _lines(path)]
+    if damaged := [line for line, record in found if record is None]:
+        with replacing(aside) as file:
+            file.write(b"".join(line + b"\n" for line in [*_lines(aside), *damaged]))
+        warn(
+            f"{path}: {len(damaged)} of {len(found)} lines cannot be read and are now in {DAMAGED}"
+        )
+    records = [record for _, record in found if record and is_kept(record)]
+    write_records(directory, records)
     return records
 
 
@@ -71,11 +88,19 @@ def is_validated(record: Mapping[str, Any]) -> bool:
     return record["val/loss"] is not None
 
 
-def is_patience_out(records: Sequence[Record], patience: int | None) -> bool:
-    """Whether as many epochs as patience allows were no better than the best."""
+def is_patience_out(records: Sequence[Record], patience: int | None, since: int = 0) -> bool:
+    """Whether as many epochs as patience allows, of those after `since`, were no better than the
+    best."""
     if not patience or not records:
         return False
-    return records[-1]["epoch"] - best_of(records)["epoch"] >= patience
+    return records[-1]["epoch"] - max(best_of(records)["epoch"], since) >= patience
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return read_bytes(path, most=_MOST).splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _record(line: bytes) -> Record | None:

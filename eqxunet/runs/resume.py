@@ -3,15 +3,17 @@
 from pathlib import Path
 
 from ..config import TrainConfig
-from ..errors import InputError
+from ..errors import InputError, IntegrityError
 from ..training import Trainer, TrainState
 from ..training.arrays import from_arrays
 from ..training.checkpoint import Restored, restore
 from .config import RunConfig
 from .directory import busy_first
+from .documents import is_whole
 from .epochs import Position
 from .observer import Observer
-from .records import Record, is_patience_out, read_records, write_records
+from .options import command
+from .records import Record, cut_records
 from .sums import EpochSums
 
 
@@ -24,13 +26,13 @@ def resumable(directory: Path) -> RunConfig:
         return RunConfig.read(directory)
 
 
-def latest_checkpoint(directory: Path, observer: Observer) -> Restored:
+def latest_checkpoint(config: RunConfig, directory: Path, observer: Observer) -> Restored:
     """The latest checkpoint; raises InputError where there is none."""
     restored = restore(directory / "checkpoints")
     if restored is None:
         raise InputError(
-            f"{directory}: nothing was saved yet to resume from; train anew with the options "
-            "in its config.json and --overwrite instead of --resume"
+            f"{directory}: nothing was saved to resume from; to start it anew:\n"
+            f"{command(config, directory)}"
         )
     for damage in restored.damaged:
         observer.warn(f"a damaged checkpoint was passed over: {damage}")
@@ -62,22 +64,25 @@ def resumed(
     trainer, train_state = from_arrays(trainer, train_state, restored.arrays)
     epoch = restored.about.get("epoch")
     sums = EpochSums() if epoch is None else EpochSums.read(epoch, directory)
+    since = restored.about.get("patient_since", 0)
+    if not is_whole(since):
+        raise IntegrityError(f"{directory}: its checkpoint says nothing that could be an epoch")
     # Later epochs are recorded again, and so is one inside which a shorter run ended.
     total = trainer.total_steps
-    records = [
-        record
-        for record in read_records(directory, observer.warn)
-        if record["step"] <= restored.step
-        and (record["step"] % epoch_steps == 0 or record["step"] == total)
-    ]
-    write_records(directory, records)
+
+    def is_kept(record: Record) -> bool:
+        step = record["step"]
+        return step <= restored.step and (step % epoch_steps == 0 or step == total)
+
+    records = cut_records(directory, is_kept, observer.warn)
     observer.note(
         f"resuming after step {restored.step} of {total}, where the learning rate's schedule ends"
     )
-    return trainer, Position(train_state, records, sums)
+    return trainer, Position(train_state, records, sums, since)
 
 
-def is_stopped_early(records: list[Record], restored: Restored, config: TrainConfig) -> bool:
-    """Whether patience was out at a checkpoint."""
-    is_at_record = bool(records) and records[-1]["step"] == restored.step
-    return is_at_record and is_patience_out(records, config.patience)
+def is_stopped_early(position: Position, config: TrainConfig) -> bool:
+    """Whether patience was out where a run goes on."""
+    records, step = position.records, int(position.train_state.step)
+    is_at_record = bool(records) and records[-1]["step"] == step
+    return is_at_record and position.is_patience_out(config.patience)

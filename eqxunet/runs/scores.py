@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,12 @@ from ..config import DATASETS, SplitName
 from ..data.cache import is_of
 from ..data.complaints import some_of
 from ..data.folder import open_folder
-from ..errors import InputError
+from ..errors import InputError, IntegrityError
 from .config import RunConfig
+from .documents import read_json
 from .load import Run
+
+_MOST = 2**26  # bytes of scores; 256 classes and 100,000 groups of images have fewer
 
 
 def scores_directory(
@@ -52,9 +54,9 @@ def check_scores(out: Path, conditions: Mapping[str, Any], file: str = "metrics.
         raise InputError(f"{out}: is a file; name another folder")
     written = sorted(path.name for path in out.iterdir()) if out.exists() else []
     try:
-        before = json.loads((out / file).read_text()) if written else conditions
+        before = read_json(out / file, most=_MOST) if written else conditions
         changed = [f"{k} {before[k]}" for k, v in conditions.items() if before.get(k, v) != v]
-    except (OSError, ValueError, AttributeError):
+    except (FileNotFoundError, IntegrityError, AttributeError):
         changed = written
     if changed:
         raise InputError(

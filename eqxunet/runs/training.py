@@ -159,7 +159,7 @@ def _train(
 ) -> tuple[Outcome, Split]:
     """Trains; returns how that ended, and the validation split."""
     # What can be refused without decoding images comes before it.
-    restored = latest_checkpoint(directory, observer) if resume else None
+    restored = latest_checkpoint(config, directory, observer) if resume else None
     before = config
     if restored is not None:
         before = config.check_unchanged(restored.about.get("config"), directory)
@@ -188,9 +188,11 @@ def _train(
         trainer, position = resumed(
             trainer, train_state, restored, epoch_steps, directory, observer
         )
-        # A longer one than the checkpoint was saved for goes on.
-        is_longer = total_steps > count_steps(before.train, epoch_steps, None)
-        if is_stopped_early(position.records, restored, config.train) and not is_longer:
+        is_stopped = is_stopped_early(position, config.train)
+        if is_stopped and total_steps > count_steps(before.train, epoch_steps, None):
+            # Who asks for more epochs wants them tried: patience counts anew.
+            position = dataclasses.replace(position, patient_since=position.records[-1]["epoch"])
+        elif is_stopped:
             observer.note(
                 f"stopped already after step {restored.step}, with no better epoch in "
                 f"{config.train.patience}; it goes on with more of --patience or --epochs"

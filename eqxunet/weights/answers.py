@@ -46,7 +46,7 @@ class Answer:
         self._timeout = timeout
         self._read: queue.Queue[Any] = queue.Queue(maxsize=4)
         self._is_left = threading.Event()
-        threading.Thread(target=self._ask, args=(request,), daemon=True).start()
+        threading.Thread(target=self._ask, args=(request,), name="answer", daemon=True).start()
         try:
             self.response = self._next()
         except BaseException:

@@ -22,7 +22,6 @@ from .answers import Answer, Refused
 Progress = Callable[[int, int | None], None]
 
 _MOST = 1 << 33  # bytes of a file whose size is not known
-_LOCK_SECONDS = 3600.0
 # Answers after which the same request can succeed; all others below 500 are final.
 _PASSING = {408, 425, 429}
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
@@ -58,7 +57,8 @@ def download(
     - `progress`: called with the bytes so far and the total, if known.
     - `timeout`: seconds without an answer before an attempt fails.
     - `slowest`: bytes a second below which one fails, over `timeout`.
-    - `deadline`: seconds until all attempts together have failed.
+    - `deadline`: seconds until all attempts together have failed, waiting for another process
+      included.
     - `retries`: attempts after the first one; `backoff`: seconds before the first of them, doubled
       each time.
 
@@ -69,13 +69,12 @@ def download(
     for it are then removed again, unless there is a .part to go on from.
     """
     dest = Path(dest)
-    if urlsplit(url).scheme not in ("http", "https", "file"):
-        raise InputError(f"{printable(url)}: is no http, https or file URL.")
+    _check_url(url)
     end = time.monotonic() + deadline
     made = [folder for folder in (dest.parent, *dest.parent.parents) if not folder.exists()]
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{dest}.lock", timeout=_LOCK_SECONDS), _emptied(made, Path(f"{dest}.lock")):
+        with FileLock(f"{dest}.lock", timeout=deadline), _emptied(made, Path(f"{dest}.lock")):
             if os.path.lexists(dest):
                 if not dest.is_file():
                     raise InputError(f"{dest}: is no file. Move it away first.")
@@ -103,7 +102,10 @@ def download(
             os.replace(part, dest)
             return dest
     except Timeout:
-        raise UnavailableError(f"{dest}: another process has been fetching it too long.") from None
+        raise UnavailableError(
+            f"{dest}: another process is fetching it, and was waited for {deadline:,.0f} seconds. "
+            "End it, and try again."
+        ) from None
     except OSError as error:
         raise UnavailableError(f"{dest}: cannot be written: {error.strerror or error}.") from error
 
@@ -112,7 +114,10 @@ def require_answer(url: str, *, timeout: int | float = 5) -> None:
     """Raises UnavailableError, soon and without a second attempt, where nothing answers at a URL.
 
     Without a network, the attempts of `download` would keep one waiting for minutes.
+
+    Raises InputError for what is no URL.
     """
+    _check_url(url)
     request = urllib.request.Request(url, headers={"User-Agent": "eqxunet"}, method="HEAD")
     try:
         Answer(request, timeout).close()
@@ -122,6 +127,18 @@ def require_answer(url: str, *, timeout: int | float = 5) -> None:
         pass  # and another
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UnavailableError(f"{url}: gives no answer: {_reason(error)}.") from error
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        # A port that cannot be one raises as it is read.
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_possible = is_web or parts.scheme == "file"
+    except ValueError:
+        is_possible = False
+    if not is_possible:
+        raise InputError(f"{printable(url)}: is no http, https or file URL.")
 
 
 @contextmanager

@@ -15,6 +15,9 @@ SMALL = [
 ]
 """Of a training whose steps take milliseconds: 3 a epoch."""
 
+HUNG = 600
+"""Seconds after which a process counts as hung, however slow the machine is."""
+
 
 class Command:
     """A process of `python -m eqxunet ...`, in a session of its own; both outputs in `log`."""
@@ -37,7 +40,7 @@ class Command:
     def output(self):
         return self.log.read_text(errors="replace")
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=HUNG):
         """Its exit code: negative where a signal ended it."""
         return self.process.wait(timeout)
 
@@ -50,7 +53,7 @@ class Command:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def until(self, is_reached, timeout=120):
+    def until(self, is_reached, timeout=HUNG):
         """Waits until a condition holds; fails where the process ends before."""
         end = time.monotonic() + timeout
         while not is_reached():
@@ -59,7 +62,7 @@ class Command:
             assert time.monotonic() < end, f"not reached in {timeout} s: {self.output[-3000:]}"
             time.sleep(0.005)
 
-    def until_says(self, text, timeout=120):
+    def until_says(self, text, timeout=HUNG):
         """Waits until its output holds a text."""
         self.until(lambda: text in self.output, timeout)
 
@@ -71,7 +74,7 @@ class Command:
             self.kill()
 
 
-def run(*arguments, cwd, timeout=120, **options):
+def run(*arguments, cwd, timeout=HUNG, **options):
     """Runs a command to its end; returns its exit code and its output."""
     with Command(*arguments, cwd=cwd, **options) as command:
         code = command.wait(timeout)
