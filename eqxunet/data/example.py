@@ -1,6 +1,6 @@
 """What sources hold: one image with its mask, encoded or drawn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -44,12 +44,15 @@ class Example:
 class Source(Protocol):
     """A sequence of examples.
 
-    `identity` changes whenever any of them does; `kind` and `classes` are what their labels
-    are; `notes` are what the user should know of all this.
+    `identity` changes whenever any of them does; `names` are theirs; `kind` and `classes` are what
+    their labels are; `notes` are what the user should know of all this.
     """
 
     @property
     def identity(self) -> str: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     @property
     def kind(self) -> Labels: ...

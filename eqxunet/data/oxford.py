@@ -88,6 +88,10 @@ class OxfordPets:
         )
         return _cut(ordered, self._split, self._limit)
 
+    @property
+    def names(self) -> Sequence[str]:
+        return [stem for stem, _, _ in self._chosen]
+
     def __len__(self) -> int:
         # A range stands in for the stems, which take a pass over the records to read.
         return len(_cut(range(sum(map(len, self._records))), self._split, self._limit))

@@ -44,6 +44,7 @@ class SyntheticPets:
         self._pets = pets[:limit]
         self.kind: Labels = kind
         self.classes = Classes(CLASSES[kind])
+        self.names = [f"{name}_{number:04}" for name, number in self._pets]
         self.identity = f"synthetic {split}, first {len(self)}"
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class SyntheticPets:
         split, number = self._pets[index]
         rng = np.random.default_rng([_SEED, [*COUNTS].index(split), number])
         image, trimap, species = draw(rng)
-        return Example(image, trimap, f"{split}_{number:04}", self.kind, species)
+        return Example(image, trimap, self.names[index], self.kind, species)
 
 
 def draw(
