@@ -29,8 +29,10 @@ class Counting:
         self.identity, self.notes = identity, ()
         self.kind, self.classes = "trimap", Classes()
         self.count = count
-        self.names = [f"n{index}" for index in range(count)]
         self.asked = []
+
+    def name(self, index):
+        return f"n{index}"
 
     def __len__(self):
         return self.count

@@ -489,6 +489,9 @@ class Asked:
     def __init__(self, given, options):
         self.given, self.options = given, options
 
+    def name(self, index):
+        raise IndexError(index)
+
     def __len__(self):
         return 0
 

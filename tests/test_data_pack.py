@@ -13,6 +13,7 @@ from eqxunet.cli import app
 from eqxunet.data import packing
 from eqxunet.data.cache import load_split
 from eqxunet.data.decoding import decode
+from eqxunet.data.example import names_of
 from eqxunet.data.pack import open_pack
 from eqxunet.data.packing import pack
 from eqxunet.data.source import label_kinds, open_splits
@@ -63,14 +64,14 @@ def test_a_pack_is_its_source_in_every_split_and_kind(folders, tmp_path, name, m
     for kind in kinds:
         there = open_splits(str(out), labels=kind)
         for split, here in open_splits(source, labels=kind).items():
-            assert [*there[split].names] == [*here.names]
+            assert names_of(there[split]) == names_of(here)
             assert (there[split].kind, there[split].classes) == (kind, here.classes)
             masks = {}
             for i in range(len(here)):
                 ours, theirs = decode(here[i]), decode(there[split][i])
                 np.testing.assert_array_equal(ours.image, theirs.image)
                 np.testing.assert_array_equal(ours.labels, theirs.labels)
-                masks[here.names[i]] = ours.mask
+                masks[here.name(i)] = ours.mask
             assert there[split].masks == type(there[split].masks).of(masks, kind)
         notes = [note for note in here.notes if "species" not in note]
         assert [*there["all"].notes] == notes

@@ -7,7 +7,7 @@ from ..config import Labels, SplitName
 from ..errors import InputError
 from .complaints import FileError, summarised
 from .decoding import decode, map_examples
-from .example import Example, Progress, Source
+from .example import Example, Progress, Source, names_of
 from .mask_checks import check_masks, unseen_classes
 from .masks import Mask, MaskSummary
 from .source import open_splits
@@ -93,7 +93,7 @@ def check_folder(root: Path, *, kind: Labels, progress: Progress) -> Check:
     everything = sources.pop("all")
     masks, errors = look_through(everything, progress)
     splits: dict[SplitName, MaskSummary] = {
-        split: MaskSummary.of({n: masks[n] for n in source.names if n in masks}, kind)
+        split: MaskSummary.of({n: masks[n] for n in names_of(source) if n in masks}, kind)
         for split, source in sources.items()
     }
     summary = MaskSummary.of(masks, kind)

@@ -1,6 +1,6 @@
 """What sources hold: one image with its mask, encoded or drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -44,15 +44,13 @@ class Example:
 class Source(Protocol):
     """A sequence of examples.
 
-    `identity` changes whenever any of them does; `names` are theirs; `kind` and `classes` are what
-    their labels are; `notes` are what the user should know of all this.
+    `identity` changes whenever any of them does; `kind` and `classes` are what their labels
+    are; `notes` are what the user should know of all this. `name` tells the name of an example
+    without reading it.
     """
 
     @property
     def identity(self) -> str: ...
-
-    @property
-    def names(self) -> Sequence[str]: ...
 
     @property
     def kind(self) -> Labels: ...
@@ -63,6 +61,13 @@ class Source(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
+    def name(self, index: int, /) -> str: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
+
+
+def names_of(source: Source) -> tuple[str, ...]:
+    """The names of all examples."""
+    return tuple(map(source.name, range(len(source))))

@@ -88,9 +88,8 @@ class OxfordPets:
         )
         return _cut(ordered, self._split, self._limit)
 
-    @property
-    def names(self) -> Sequence[str]:
-        return [stem for stem, _, _ in self._chosen]
+    def name(self, index: int, /) -> str:
+        return self._chosen[index][0]
 
     def __len__(self) -> int:
         # A range stands in for the stems, which take a pass over the records to read.

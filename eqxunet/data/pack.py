@@ -88,9 +88,8 @@ class PackedSource:
     masks: MaskSummary | None
     notes: tuple[str, ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.pack.manifest.names[i] for i in self.indices)
+    def name(self, index: int, /) -> str:
+        return self.pack.manifest.names[self.indices[index]]
 
     def __len__(self) -> int:
         return len(self.indices)

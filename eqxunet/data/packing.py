@@ -20,7 +20,7 @@ from ..errors import BusyError, InputError, UnavailableError
 from ..storage import open_regular, replace_text, sync_folder
 from .complaints import FileError, unusable
 from .decoding import decode, decode_mask, map_examples
-from .example import Example, Progress, Source
+from .example import Example, Progress, Source, names_of
 from .kinds import Species
 from .masks import Mask, MaskSummary
 from .pack import MANIFEST, Manifest, Shard
@@ -154,21 +154,25 @@ def _write(
     if errors:
         raise unusable(errors, len(everything))
     index = {name: i for i, name in enumerate(names)}
+    members: dict[SplitName, list[int]] = {
+        split: [index[name] for name in names_of(source)] for split, source in splits.items()
+    }
+    summaries: dict[Labels, dict[SplitName, MaskSummary]] = {
+        kind: {
+            split: MaskSummary.of({names[i]: of_kind[names[i]] for i in chosen}, kind)
+            for split, chosen in members.items()
+        }
+        for kind, of_kind in masks.items()
+        if len(of_kind) == len(names)
+    }
     manifest = Manifest(
         data,
         kinds,
         names,
         species,
         crc32,
-        {split: [index[name] for name in source.names] for split, source in splits.items()},
-        {
-            kind: {
-                split: MaskSummary.of({name: of_kind[name] for name in source.names}, kind)
-                for split, source in splits.items()
-            }
-            for kind, of_kind in masks.items()
-            if len(of_kind) == len(names)
-        },
+        members,
+        summaries,
         everything.classes,
         everything.notes,
         shards.close(),

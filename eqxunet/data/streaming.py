@@ -4,7 +4,7 @@ import hashlib
 
 from .check import look_through
 from .complaints import unusable
-from .example import Progress, Source
+from .example import Progress, Source, names_of
 from .masks import MaskSummary
 from .pack import PackedSource
 from .split import Split, crc32_of
@@ -29,7 +29,7 @@ def stream_split(source: Source, *, size: int, progress: Progress | None = None)
         if errors:
             raise unusable(errors, len(source))
         masks = MaskSummary.of(found, source.kind)
-    names = tuple(source.names)
+    names = names_of(source)
     digest = hashlib.sha256(f"{source.identity}\0{source.kind}\0{size}".encode()).hexdigest()
     return Split(
         Undecoded(source, size, "images"),

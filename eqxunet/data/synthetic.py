@@ -44,8 +44,11 @@ class SyntheticPets:
         self._pets = pets[:limit]
         self.kind: Labels = kind
         self.classes = Classes(CLASSES[kind])
-        self.names = [f"{name}_{number:04}" for name, number in self._pets]
         self.identity = f"synthetic {split}, first {len(self)}"
+
+    def name(self, index: int, /) -> str:
+        split, number = self._pets[index]
+        return f"{split}_{number:04}"
 
     def __len__(self) -> int:
         return len(self._pets)
@@ -56,7 +59,7 @@ class SyntheticPets:
         split, number = self._pets[index]
         rng = np.random.default_rng([_SEED, [*COUNTS].index(split), number])
         image, trimap, species = draw(rng)
-        return Example(image, trimap, self.names[index], self.kind, species)
+        return Example(image, trimap, self.name(index), self.kind, species)
 
 
 def draw(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import DATASETS, SplitName
 from ..data.complaints import some_of
+from ..data.example import names_of
 from ..data.source import open_source
 from ..data.split import is_of
 from ..errors import InputError
@@ -85,7 +86,7 @@ def check_same_images(run: Run, config: RunConfig) -> str | None:
     for split in splits:
         limit = run.config.limit
         source = open_source(config.data, split, labels=config.labels, limit=limit)
-        if not is_of(run.config.identity[split]["crc32"], source.names):
+        if not is_of(run.config.identity[split]["crc32"], names_of(source)):
             return (
                 f"{config.data}: images came or went since {run.directory.name} was trained, so "
                 "some that it was trained on may be among these"
