@@ -234,6 +234,9 @@ def test_damaged_shards_are_told(tmp_path, damage):
     assert done.stderr.startswith(f"error: {shard}: ") and done.stderr.count("\n") == 1
     assert "pack the data anew" in done.stderr
     assert ("is damaged at p7" in done.stderr) == (damage in ("flip", "swap"))
+    if damage in ("cut", "lose"):  # is seen before anything is read
+        with pytest.raises(IntegrityError, match="has [0-9]+ bytes|No such file"):
+            open_pack(out)
 
 
 @pytest.mark.parametrize("cache", ["--cache", "--no-cache"])

@@ -69,24 +69,36 @@ def test_batches_are_those_of_the_decoded_split(packed, start, monkeypatch):
         np.testing.assert_array_equal(ours.labels, theirs.labels)
 
 
-def test_a_stream_reads_a_little_ahead_and_its_threads_end_with_it(packed, monkeypatch):
-    read = []
+def test_a_stream_reads_a_little_ahead_and_nothing_after_its_end(packed, monkeypatch):
+    read, go_on = [], threading.Event()
     pair = Undecoded.pair
-    monkeypatch.setattr(Undecoded, "pair", lambda self, i: (read.append(i), pair(self, i))[1])
+
+    def slow(self, i):
+        read.append(i)
+        if len(read) > 12:
+            go_on.wait()
+        return pair(self, i)
+
+    monkeypatch.setattr(Undecoded, "pair", slow)
     monkeypatch.setattr(batches_module.os, "cpu_count", lambda: 2)
     split = eu.load_split(packed, "train", size=8, cache=False)
     before = threading.active_count()
     stream = batches(split, 4, seed=0)
     next(stream)
-    deadline = time.monotonic() + 5
-    while len(read) < 12 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert len(read) == 12  # its own four, and two batches
+    wait(lambda: len(read) == 12)  # its own four, and two batches
+    next(stream)
+    wait(lambda: len(read) == 14)  # of four more, those that two threads have begun
     del stream
-    while threading.active_count() > before and time.monotonic() < deadline:
+    go_on.set()
+    wait(lambda: threading.active_count() == before)
+    assert len(read) == 14
+
+
+def wait(is_reached):
+    deadline = time.monotonic() + 20
+    while not is_reached():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert threading.active_count() == before
 
 
 def records(directory):

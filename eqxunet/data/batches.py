@@ -52,7 +52,7 @@ def batches(arrays: Split, batch_size: int, *, seed: int, start: int = 0) -> Ite
         order = _order(len(arrays), seed, epoch)
         return order[position * batch_size : (position + 1) * batch_size]
 
-    return _gathered(arrays, index, range(start, _MOST_STEPS))
+    return _gathered(arrays, index, range(start, _MOST_STEPS), batch_size)
 
 
 def padded_batches(arrays: Split, batch_size: int) -> Iterator[tuple[Batch, int]]:
@@ -66,30 +66,29 @@ def padded_batches(arrays: Split, batch_size: int) -> Iterator[tuple[Batch, int]
         return np.minimum(places, len(arrays) - 1)
 
     steps = range(-(-len(arrays) // batch_size))
-    for step, batch in zip(steps, _gathered(arrays, index, steps), strict=True):
+    gathered = _gathered(arrays, index, steps, batch_size)
+    for step, batch in zip(steps, gathered, strict=True):
         yield batch, min(batch_size, len(arrays) - step * batch_size)
 
 
 _Index = Callable[[int], Int[np.ndarray, " b"]]
 
 
-def _gathered(arrays: Split, index: _Index, steps: range) -> Iterator[Batch]:
+def _gathered(arrays: Split, index: _Index, steps: range, batch_size: int) -> Iterator[Batch]:
     """The batches of steps, whose examples `index` gives."""
     if isinstance(arrays.images, Undecoded):
-        return _decoded_ahead(arrays.images, index, steps)
+        return _decoded_ahead(arrays.images, index, steps, batch_size)
     return (Batch(arrays.images[chosen], arrays.labels[chosen]) for chosen in map(index, steps))
 
 
-def _decoded_ahead(pixels: Undecoded, index: _Index, steps: range) -> Iterator[Batch]:
-    """Batches that threads decode, one and the next while another is computed with.
+def _decoded_ahead(
+    pixels: Undecoded, index: _Index, steps: range, batch_size: int
+) -> Iterator[Batch]:
+    """Decodes in threads, two batches ahead of the one that is taken.
 
     Pillow lets other threads run while it decodes.
     """
     import grain  # takes half a second
-
-    if not steps:
-        return
-    batch_size = len(index(steps[0]))
 
     def pair(place: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         step, position = divmod(place, batch_size)
@@ -100,12 +99,8 @@ def _decoded_ahead(pixels: Undecoded, index: _Index, steps: range) -> Iterator[B
         num_threads=threads, prefetch_buffer_size=2 * max(batch_size, threads)
     )
     places = grain.MapDataset.range(steps.start * batch_size, steps.stop * batch_size)
-    stream = iter(places.map(pair).to_iter_dataset(ahead).batch(batch_size))
-    try:
-        for images, labels in stream:
-            yield Batch(images, labels)
-    finally:
-        stream.close()
+    stream = places.map(pair).to_iter_dataset(ahead).batch(batch_size)
+    return (Batch(images, labels) for images, labels in stream)
 
 
 @functools.lru_cache(maxsize=2)
