@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import UnavailableError
 
@@ -50,6 +52,12 @@ def replace_text(path: Path, text: str) -> None:
 def is_partial(path: Path) -> bool:
     """Whether a file is what a killed process left of `replacing`."""
     return path.name.startswith(".") and path.suffix == ".partial"
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """The sha256 of what a JSON file holds but for its own `sha256`, in hexadecimal digits."""
+    rest = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:

@@ -337,6 +337,9 @@ def test_few_pixels_are_decoded_at_a_time(monkeypatch, tmp_path, total, at_once,
     class Source:
         identity, kind, classes, notes = "eight", "trimap", Classes(), ()
 
+        def name(self, index):
+            return f"example {index}"
+
         def __len__(self):
             return 8
 
@@ -491,6 +494,9 @@ def test_resizing_squashes_to_a_square():
 def test_examples_come_in_order_with_errors_in_their_place():
     class Source:
         identity, kind, classes, notes = "three", "trimap", Classes(), ()
+
+        def name(self, index):
+            return f"example {index}"
 
         def __len__(self):
             return 3

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from pictures import PETS, encoded, labels, needs_pets, noise, write_oxford, write_plain
 
-from eqxunet.data.cache import is_of, load_split
+from eqxunet.data.cache import load_split
 from eqxunet.data.classes import Classes
 from eqxunet.data.decoding import decode
 from eqxunet.data.folder import open_folder, scan_folder
 from eqxunet.data.source import open_source
+from eqxunet.data.split import is_of
 from eqxunet.errors import InputError
 
 STEMS = [f"p{i:03}" for i in range(100)]
@@ -487,6 +488,9 @@ class Asked:
 
     def __init__(self, given, options):
         self.given, self.options = given, options
+
+    def name(self, index):
+        raise IndexError(index)
 
     def __len__(self):
         return 0

@@ -21,7 +21,10 @@ from PIL import Image
 
 from eqxunet.data import oxford, oxford_builder
 from eqxunet.data.decoding import decode
+from eqxunet.data.example import names_of
 from eqxunet.data.oxford import Archive, OxfordPets, prepare
+from eqxunet.data.packing import pack
+from eqxunet.data.source import open_source
 from eqxunet.errors import BusyError, InputError, IntegrityError, UnavailableError
 
 TRAINVAL = [f"Abyssinian_{i}" for i in (1, 2, 5, 10, 34)] + [f"beagle_{i}" for i in range(110, 119)]
@@ -237,6 +240,16 @@ def test_whole_files_come_as_they_are(prepared):
         assert (example.image == image_file(example.name)) == as_published
     with pytest.raises(IndexError):
         train[len(train)]
+
+
+def test_a_pack_of_it_is_the_same(prepared, tmp_path):
+    pack("oxford_iiit_pet", tmp_path / "packed", data_dir=prepared)
+    for split in ("train", "val", "test", "all"):
+        ours = OxfordPets(split, prepared, kind="species")
+        theirs = open_source(str(tmp_path / "packed"), split, labels="species")
+        assert names_of(theirs) == names_of(ours) == tuple(e.name for e in ours)
+        for here, there in zip(ours, theirs, strict=True):
+            assert (here.image, here.mask, here.species) == (there.image, there.mask, there.species)
 
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:

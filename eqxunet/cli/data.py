@@ -1,4 +1,4 @@
-"""`data`: prepare the official dataset, check a folder, show examples."""
+"""`data`: prepare the official dataset, check a folder, show examples, pack a dataset."""
 
 from datetime import datetime
 from pathlib import Path
@@ -54,15 +54,14 @@ def prepare(
 @data_app.command()
 def check(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of images/ with masks/, or in Oxford's layout.")
+        Path, typer.Argument(help="Folder of images/ with masks/, in Oxford's layout, or packed.")
     ],
     task: _Task = "binary",
     labels: _Labels = None,
 ) -> None:
     """Says what a folder's masks hold, and what cannot be used."""
     from ..data.check import check_folder
-    from ..data.folder import open_folder
-    from ..data.source import label_kind
+    from ..data.source import label_kind, open_source
 
     kind = label_kind(str(folder), task=task, labels=labels)
     with progress_bar("checking images") as progress:
@@ -81,7 +80,31 @@ def check(
         )
     warn(f"{folder}: {warning}" for warning in found.judge())
     for split in ("train", "val"):  # without which nothing can be trained
-        open_folder(folder, split, kind=kind)
+        open_source(str(folder), split, labels=kind)
+
+
+@data_app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="oxford_iiit_pet, synthetic, or a folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    data_dir: Annotated[Path, typer.Option(help="Where TFDS keeps oxford_iiit_pet.")] = DATA_DIR,
+) -> None:
+    """Packs images and masks, as they are, into few files that training reads at random."""
+    from ..data.packing import pack as write
+    from ..runs.splits import prepare_oxford
+    from .observer import Terminal
+
+    if source == "oxford_iiit_pet":
+        prepare_oxford(data_dir.expanduser(), Terminal())
+    with progress_bar("packing images") as progress:
+        packed = write(source, out, data_dir=data_dir, progress=progress)
+    warn(packed.notes)
+    counts = ", ".join(f"{len(each)} {name}" for name, each in packed.splits.items())
+    size = filesize.decimal(sum(shard.bytes for shard in packed.shards))
+    console.print(
+        f"{counts}: {size} in {display(out)}; train on it with --data {display(out)}",
+        soft_wrap=True,
+    )
 
 
 @data_app.command()

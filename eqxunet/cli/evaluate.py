@@ -35,6 +35,9 @@ def evaluate(
         bool, typer.Option("--original-size", help="Score images at their own size.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
+    cache: Annotated[
+        bool | None, typer.Option(help="Keep decoded images, or not; by default as the run did.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the scores; by default eval/SPLIT in the run's.")
     ] = None,
@@ -56,6 +59,7 @@ def evaluate(
         threshold=threshold,
         is_at_own_size=original_size,
         limit=limit,
+        cache=cache,
         out=out,
         overwrite=overwrite,
         observer=terminal,

@@ -107,6 +107,9 @@ def train(
     limit: Annotated[
         int | None, typer.Option(min=1, help="The first so many examples of each split.")
     ] = None,
+    cache: Annotated[
+        bool, typer.Option(help="Keep decoded images on the disk, or decode them each time.")
+    ] = True,
     patience: Annotated[
         int | None,
         typer.Option(min=1, help="Stop after so many epochs without a better validation IoU."),

@@ -1,8 +1,8 @@
-"""Batches of a decoded split: shuffled without end for training, in order for evaluation."""
+"""Batches of a split: shuffled without end for training, in order for evaluation."""
 
 import functools
-import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,9 @@ from jaxtyping import Int, UInt8
 
 from ..errors import InputError
 from .split import Split
+from .undecoded import Undecoded
+
+_MOST_STEPS = 2**31  # of a run
 
 
 class Batch(NamedTuple):
@@ -44,12 +47,12 @@ def batches(arrays: Split, batch_size: int, *, seed: int, start: int = 0) -> Ite
     """
     steps = steps_per_epoch(arrays, batch_size)
 
-    def batch(step: int) -> Batch:
+    def index(step: int) -> Int[np.ndarray, " b"]:
         epoch, position = divmod(step, steps)
         order = _order(len(arrays), seed, epoch)
-        return _gather(arrays, order[position * batch_size : (position + 1) * batch_size])
+        return order[position * batch_size : (position + 1) * batch_size]
 
-    return map(batch, itertools.count(start))
+    return _gathered(arrays, index, range(start, _MOST_STEPS), batch_size)
 
 
 def padded_batches(arrays: Split, batch_size: int) -> Iterator[tuple[Batch, int]]:
@@ -57,14 +60,47 @@ def padded_batches(arrays: Split, batch_size: int) -> Iterator[tuple[Batch, int]
 
     The last batch repeats its last example up to `batch_size`, for one compiled shape.
     """
-    for start in range(0, len(arrays), batch_size):
-        index = np.arange(start, start + batch_size)
-        count = min(batch_size, len(arrays) - start)
-        yield _gather(arrays, np.minimum(index, len(arrays) - 1)), count
+
+    def index(step: int) -> Int[np.ndarray, " b"]:
+        places = np.arange(step * batch_size, (step + 1) * batch_size)
+        return np.minimum(places, len(arrays) - 1)
+
+    steps = range(-(-len(arrays) // batch_size))
+    gathered = _gathered(arrays, index, steps, batch_size)
+    for step, batch in zip(steps, gathered, strict=True):
+        yield batch, min(batch_size, len(arrays) - step * batch_size)
 
 
-def _gather(arrays: Split, index: Int[np.ndarray, " b"]) -> Batch:
-    return Batch(arrays.images[index], arrays.labels[index])
+_Index = Callable[[int], Int[np.ndarray, " b"]]
+
+
+def _gathered(arrays: Split, index: _Index, steps: range, batch_size: int) -> Iterator[Batch]:
+    """The batches of steps, whose examples `index` gives."""
+    if isinstance(arrays.images, Undecoded):
+        return _decoded_ahead(arrays.images, index, steps, batch_size)
+    return (Batch(arrays.images[chosen], arrays.labels[chosen]) for chosen in map(index, steps))
+
+
+def _decoded_ahead(
+    pixels: Undecoded, index: _Index, steps: range, batch_size: int
+) -> Iterator[Batch]:
+    """Decodes in threads, two batches ahead of the one that is taken.
+
+    Pillow lets other threads run while it decodes.
+    """
+    import grain  # takes half a second
+
+    def pair(place: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        step, position = divmod(place, batch_size)
+        return pixels.pair(int(index(step)[position]))
+
+    threads = min(8, os.cpu_count() or 1)
+    ahead = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=2 * max(batch_size, threads)
+    )
+    places = grain.MapDataset.range(steps.start * batch_size, steps.stop * batch_size)
+    stream = places.map(pair).to_iter_dataset(ahead).batch(batch_size)
+    return (Batch(images, labels) for images, labels in stream)
 
 
 @functools.lru_cache(maxsize=2)

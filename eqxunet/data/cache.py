@@ -18,7 +18,6 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +28,15 @@ from jaxtyping import UInt8
 
 from ..config import DATA_DIR, DATASETS, Labels, SplitName
 from ..errors import InputError, UnavailableError
-from ..storage import open_regular
-from .complaints import FileError, summarised
+from ..storage import digest_of, open_regular
+from .complaints import FileError, unusable
 from .decoding import decode, map_examples, resize_pair
 from .example import Example, Progress, Source
 from .mask_checks import check_masks
 from .masks import Mask, MaskSummary
 from .source import open_source
-from .split import Split
+from .split import Split, crc32_of
+from .streaming import stream_split
 
 _CODE = (
     "cache.py",
@@ -50,7 +50,6 @@ _CODE = (
 )
 INDEX = "index.json"
 _FILES = ("images.npy", "labels.npy")
-_LINES = 10  # of complaints
 _MAX_INDEX = 1 << 20, 1 << 12  # bytes, and for each example
 
 _SMALL = 1 << 28
@@ -72,6 +71,7 @@ def load_split(
     size: int,
     labels: Labels | None = None,
     data_dir: str | os.PathLike[str] = DATA_DIR,
+    cache: bool = True,
     cache_dir: Path | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -81,20 +81,26 @@ def load_split(
     Arguments:
 
     - `data`, `split`, `labels`, `data_dir`, `limit`: as in `open_source`.
+    - `cache`: keep decoded pixels; without, images are decoded each time they are read.
     - `cache_dir`: where caches are kept; by default the user's cache folder.
     - `progress`: called while decoding with how many of how many examples are done.
 
     Raises InputError that lists every example that cannot be decoded, or where the masks
-    cannot be meant; UnavailableError where the cache cannot be written.
+    cannot be meant; UnavailableError where the cache cannot be written; IntegrityError where packed
+    data is damaged.
     """
     if size < 1:
         raise InputError(f"the size must be at least 1 pixel, not {size}")
     data = os.fspath(data)
     source = open_source(data, split, labels=labels, data_dir=Path(data_dir), limit=limit)
-    named = data if data in DATASETS else Path(data).expanduser().resolve()
-    arrays = decode_all(
-        source, size=size, origin=f"{named} {split}", cache_dir=cache_dir, progress=progress
-    )
+    if cache:
+        named = data if data in DATASETS else Path(data).expanduser().resolve()
+        origin = f"{named} {split}"
+        arrays = decode_all(
+            source, size=size, origin=origin, cache_dir=cache_dir, progress=progress
+        )
+    else:
+        arrays = stream_split(source, size=size, progress=progress)
     try:
         warnings = check_masks(arrays.masks, split, arrays.classes) if arrays.masks else []
     except InputError as error:
@@ -132,6 +138,7 @@ def decode_all(
             partial = cache_dir / f"{key}.partial"
             for leftover in (partial, folder):
                 shutil.rmtree(leftover, ignore_errors=True)
+            _check_room(cache_dir, source, size)
             partial.mkdir()
             try:
                 _write(source, size, origin, partial, progress)
@@ -160,11 +167,6 @@ def code_digest() -> str:
     for name in _CODE:
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:32]
-
-
-def is_of(identity: str, names: Sequence[str]) -> bool:
-    """Whether the identity of `Split` is of examples with these names."""
-    return identity.rpartition("-")[2] == f"{_crc32_of(names):08x}"
 
 
 def _key(source: Source, size: int) -> str:
@@ -203,22 +205,29 @@ def _write(source: Source, size: int, origin: str, folder: Path, progress: Progr
             if progress is not None:
                 progress(done, len(source))
     if errors:
-        lines = summarised(errors)
-        more = [f"and {len(lines) - _LINES} lines more"] if len(lines) > _LINES else []
-        what = f"{len(errors)} of {len(source)} examples cannot be used:"
-        raise InputError("\n".join([what, *lines[:_LINES], *more]))
+        raise unusable(errors, len(source))
     index = {
         "origin": origin,
         "kind": source.kind,
         "size": size,
         "code": code_digest(),
         "names": names,
-        "crc32": [*sums, _crc32_of(names)],
+        "crc32": [*sums, crc32_of(names)],
         "masks": dataclasses.asdict(MaskSummary.of(masks, source.kind)),
     }
-    (folder / INDEX).write_text(json.dumps(index | {"sha256": _sha256(index)}))
+    (folder / INDEX).write_text(json.dumps(index | {"sha256": digest_of(index)}))
     for path in folder.iterdir():
         path.chmod(0o444)
+
+
+def _check_room(cache_dir: Path, source: Source, size: int) -> None:
+    needed = sum(map(math.prod, _shapes(len(source), size)))
+    if (free := shutil.disk_usage(cache_dir).free) < needed:
+        raise UnavailableError(
+            f"{cache_dir}: the decoded images take {needed / 1e6:,.0f} MB, and "
+            f"{free / 1e6:,.0f} MB are free there; free space, set "
+            "XDG_CACHE_HOME to another folder, or add --no-cache"
+        )
 
 
 def _read(folder: Path, source: Source, size: int) -> Split | None:
@@ -226,7 +235,7 @@ def _read(folder: Path, source: Source, size: int) -> Split | None:
     try:
         index = read_index(folder, len(source))
         names = index["names"]
-        if index["sha256"] != _sha256(index) or len(names) != len(source):
+        if index["sha256"] != digest_of(index) or len(names) != len(source):
             return None
         shapes = _shapes(len(source), size)
         is_small = sum(map(math.prod, shapes)) <= _SMALL
@@ -234,7 +243,7 @@ def _read(folder: Path, source: Source, size: int) -> Split | None:
             _load(folder / name, shape, is_small)
             for name, shape in zip(_FILES, shapes, strict=True)
         )
-        if [_crc32(images), _crc32(labels), _crc32_of(names)] != index["crc32"]:
+        if [_crc32(images), _crc32(labels), crc32_of(names)] != index["crc32"]:
             return None
         identity = "-".join(f"{value:08x}" for value in index["crc32"])
         masks = MaskSummary(**index["masks"])
@@ -288,17 +297,8 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-def _sha256(index: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in index.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def _crc32(array: UInt8[np.ndarray, "n ..."]) -> int:
     value = 0
     for part in array:
         value = zlib.crc32(part, value)
     return value
-
-
-def _crc32_of(names: Sequence[str]) -> int:
-    return zlib.crc32(os.fsencode("\0".join(names)))

@@ -7,10 +7,10 @@ from ..config import Labels, SplitName
 from ..errors import InputError
 from .complaints import FileError, summarised
 from .decoding import decode, map_examples
-from .example import Example, Progress
-from .folder import scan_folder
+from .example import Example, Progress, Source, names_of
 from .mask_checks import check_masks, unseen_classes
 from .masks import Mask, MaskSummary
+from .source import open_splits
 
 
 @dataclass(frozen=True)
@@ -52,33 +52,48 @@ class Check:
         return warnings + unseen_classes(self.splits, self.classes)
 
 
-def check_folder(root: Path, *, kind: Labels, progress: Progress) -> Check:
-    """Decodes every image and mask of a folder, whatever its splits.
+def look_through(
+    source: Source, progress: Progress | None
+) -> tuple[dict[str, Mask], list[FileError]]:
+    """Decodes every example; returns what masks hold, by name, and what is wrong with the others.
 
     Arguments:
 
-    - `kind`: what labels are.
     - `progress`: called with how many of how many examples are done.
-
-    Raises InputError where the folder itself is not in order; files are no reason.
     """
-    sources = scan_folder(root, kind=kind)
-    everything = sources.pop("all")
     masks: dict[str, Mask] = {}
     errors: list[FileError] = []
 
     def use(example: Example) -> tuple[str, Mask]:
         return example.name, decode(example).mask  # not the pixels, which may fill the memory
 
-    for done, result in enumerate(map_examples(use, everything), start=1):
+    for done, result in enumerate(map_examples(use, source), start=1):
         if isinstance(result, FileError):
             errors.append(result)
         else:
             name, mask = result
             masks[name] = mask
-        progress(done, len(everything))
+        if progress is not None:
+            progress(done, len(source))
+    return masks, errors
+
+
+def check_folder(root: Path, *, kind: Labels, progress: Progress) -> Check:
+    """Decodes every image and mask of a folder or a pack, whatever its splits.
+
+    Arguments:
+
+    - `kind`: what labels are.
+    - `progress`: called with how many of how many examples are done.
+
+    Raises InputError where the folder itself is not in order; files are no reason. Raises
+    IntegrityError where a pack is damaged.
+    """
+    sources = dict(open_splits(str(root), labels=kind))
+    everything = sources.pop("all")
+    masks, errors = look_through(everything, progress)
     splits: dict[SplitName, MaskSummary] = {
-        split: MaskSummary.of({n: masks[n] for n in source.names if n in masks}, kind)
+        split: MaskSummary.of({n: masks[n] for n in names_of(source) if n in masks}, kind)
         for split, source in sources.items()
     }
     summary = MaskSummary.of(masks, kind)

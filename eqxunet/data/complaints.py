@@ -7,6 +7,7 @@ from ..errors import InputError
 from ..text import printable
 
 _MOST = 10
+_LINES = 10
 _LONGEST = 200  # characters; a line of a list may hold millions
 
 
@@ -31,6 +32,14 @@ def summarised(errors: Iterable[FileError]) -> list[str]:
         path = PurePath(error.file)
         files.setdefault((path.parent, error.complaint), []).append(path.name)
     return [_line(folder, names, complaint) for (folder, complaint), names in files.items()]
+
+
+def unusable(errors: Sequence[FileError], count: int) -> InputError:
+    """The error that lists what is wrong with some of so many examples."""
+    lines = summarised(errors)
+    more = [f"and {len(lines) - _LINES} lines more"] if len(lines) > _LINES else []
+    what = f"{len(errors)} of {count} examples cannot be used:"
+    return InputError("\n".join([what, *lines[:_LINES], *more]))
 
 
 def _line(folder: PurePath, names: Sequence[str], complaint: str) -> str:

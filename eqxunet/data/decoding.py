@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO
@@ -135,18 +135,33 @@ def decode(example: Example) -> Decoded:
     Raises InputError where image or mask cannot be read or is no whole image, a mask holds values
     that its kind does not have, or the sizes differ.
     """
-    image, labels, values = example.image, example.mask, None
-    image_file, mask_file = example.files or (example.name, f"mask of {example.name}")
+    image, labels, values = _pixels(example)
+    return Decoded(image, labels, Mask.of(labels, example.kind, values))
+
+
+def decode_mask(example: Example) -> Mask:
+    """What an example's mask holds, without its image; raises what `decode` raises of a mask."""
+    labels, values = _labels(example)
+    return Mask.of(labels, example.kind, values)
+
+
+def decode_pair(
+    example: Example, size: int
+) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
+    """Image and labels of an example as `resize_pair` gives them; raises what `decode` raises."""
+    image, labels, _ = _pixels(example)
+    return resize_pair(image, labels, size)
+
+
+def _pixels(
+    example: Example,
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"], Mapping[str, float] | None]:
+    image = example.image
+    image_file, mask_file = _files(example)
     if not isinstance(image, np.ndarray):
         with opened(image, image_file) as file:
             image = read_image(file, image_file)
-    if not isinstance(labels, np.ndarray):
-        with opened(labels, mask_file) as file:
-            labels, values = read_mask(file, mask_file, example.kind, example.classes)
-    if example.kind == "species":
-        if example.species is None:
-            raise FileError(example.name, "of unknown species; choose --labels trimap")
-        labels = species_of(labels, example.species)
+    labels, values = _labels(example)
     if image.shape[:2] != labels.shape:
         (h, w), (mask_h, mask_w) = image.shape[:2], labels.shape
         turned = " (upright, by its EXIF orientation)" if (h, w) == (mask_w, mask_h) else ""
@@ -155,7 +170,25 @@ def decode(example: Example) -> Decoded:
             f"the mask is {mask_w}x{mask_h} pixels but its image{turned} is {w}x{h}; make the "
             "mask at the image's size",
         )
-    return Decoded(image, labels, Mask.of(labels, example.kind, values))
+    return image, labels, values
+
+
+def _labels(example: Example) -> Found:
+    labels, values = example.mask, None
+    if not isinstance(labels, np.ndarray):
+        _, mask_file = _files(example)
+        with opened(labels, mask_file) as file:
+            labels, values = read_mask(file, mask_file, example.kind, example.classes)
+    if example.kind == "species":
+        if example.species is None:
+            raise FileError(example.name, "of unknown species; choose --labels trimap")
+        labels = species_of(labels, example.species)
+    return labels, values
+
+
+def _files(example: Example) -> tuple[str, str]:
+    """What image and mask are called in errors."""
+    return example.files or (example.name, f"mask of {example.name}")
 
 
 def resize_pair(

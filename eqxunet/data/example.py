@@ -45,7 +45,8 @@ class Source(Protocol):
     """A sequence of examples.
 
     `identity` changes whenever any of them does; `kind` and `classes` are what their labels
-    are; `notes` are what the user should know of all this.
+    are; `notes` are what the user should know of all this. `name` tells the name of an example
+    without reading it.
     """
 
     @property
@@ -60,6 +61,13 @@ class Source(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
+    def name(self, index: int, /) -> str: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
+
+
+def names_of(source: Source) -> tuple[str, ...]:
+    """The names of all examples."""
+    return tuple(map(source.name, range(len(source))))

@@ -47,6 +47,9 @@ class FolderSource:
     identity: str
     notes: tuple[str, ...] = ()
 
+    def name(self, index: int, /) -> str:
+        return self.names[index]
+
     def __len__(self) -> int:
         return len(self.names)
 

@@ -88,6 +88,9 @@ class OxfordPets:
         )
         return _cut(ordered, self._split, self._limit)
 
+    def name(self, index: int, /) -> str:
+        return self._chosen[index][0]
+
     def __len__(self) -> int:
         # A range stands in for the stems, which take a pass over the records to read.
         return len(_cut(range(sum(map(len, self._records))), self._split, self._limit))

@@ -46,6 +46,10 @@ class SyntheticPets:
         self.classes = Classes(CLASSES[kind])
         self.identity = f"synthetic {split}, first {len(self)}"
 
+    def name(self, index: int, /) -> str:
+        split, number = self._pets[index]
+        return f"{split}_{number:04}"
+
     def __len__(self) -> int:
         return len(self._pets)
 
@@ -55,7 +59,7 @@ class SyntheticPets:
         split, number = self._pets[index]
         rng = np.random.default_rng([_SEED, [*COUNTS].index(split), number])
         image, trimap, species = draw(rng)
-        return Example(image, trimap, f"{split}_{number:04}", self.kind, species)
+        return Example(image, trimap, self.name(index), self.kind, species)
 
 
 def draw(

@@ -10,6 +10,7 @@ import scipy
 from jaxtyping import Bool, Float, Int, UInt8
 
 from ..data import Split
+from ..data.batches import padded_batches
 from ..data.example import Progress
 from ..tasks import IGNORED
 from ..tasks.metrics import Counts
@@ -112,10 +113,11 @@ def threshold_curve(histograms: Int[np.ndarray, "n 2 levels"]) -> dict[str, list
 def _logits(
     predictor: Predictor, split: Split
 ) -> Iterator[tuple[int, Float[np.ndarray, "b h w k"], UInt8[np.ndarray, "b h w"]]]:
-    for start in range(0, len(split), predictor.batch_size):
-        chunk = slice(start, start + predictor.batch_size)
-        target = np.asarray(predictor.task.targets(np.asarray(split.labels[chunk])))
-        yield start + len(target), predictor.logits(np.asarray(split.images[chunk])), target
+    done = 0
+    for batch, real in padded_batches(split, predictor.batch_size):
+        done += real
+        target = np.asarray(predictor.task.targets(batch.labels[:real]))
+        yield done, predictor.logits(batch.images[:real]), target
 
 
 def _fit_temperature(predictor: Predictor, split: Split, progress: Progress | None) -> float:

@@ -32,7 +32,14 @@ _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 _PLAIN = ("data", "data_dir", "limit")
 # What may change when a run is resumed.
 _EXTENDABLE = ("epochs", "steps", "patience", "max_skipped", "checkpoint_every")
-_LATER = {"task": "binary", "labels": None, "classes": (), "identity": None, "start": None}
+_LATER = {
+    "cache": True,
+    "task": "binary",
+    "labels": None,
+    "classes": (),
+    "identity": None,
+    "start": None,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class RunConfig:
     - `data`: `"oxford_iiit_pet"`, `"synthetic"`, or a folder.
     - `data_dir`: where TFDS keeps oxford_iiit_pet.
     - `limit`: the first so many examples of each split.
+    - `cache`: keep decoded images; without, they are decoded each time they are read.
     - `task`, `labels`: what is learnt of which labels; None for what the task and the data imply.
     - `weights`: of an encoder that has pretrained ones: `"auto"`, `"random"` or a file.
     - `start`: a run whose best weights this one starts from.
@@ -60,6 +68,7 @@ class RunConfig:
     data: str = "oxford_iiit_pet"
     data_dir: str = str(DATA_DIR)
     limit: int | None = None
+    cache: bool = True
     task: TaskName = "binary"
     labels: Labels | None = None
     weights: str = "auto"
@@ -73,6 +82,7 @@ class RunConfig:
         if self.labels is not None:
             require_choice("labels", self.labels, Labels)
         _require(self.limit is None or is_whole(self.limit, 1), "limit", self.limit)
+        _require(isinstance(self.cache, bool), "cache", self.cache)
         for name in ("data", "data_dir", "weights", "start"):
             value = getattr(self, name)
             is_text = isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value)

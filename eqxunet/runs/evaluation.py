@@ -32,6 +32,7 @@ def evaluate(
     threshold: float | Literal["auto"] = 0.5,
     is_at_own_size: bool = False,
     limit: int | None = None,
+    cache: bool | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
@@ -43,7 +44,7 @@ def evaluate(
     Arguments:
 
     - `run`: a run, or its directory.
-    - `data`, `data_dir`, `limit`: by default those that the run was trained with.
+    - `data`, `data_dir`, `limit`, `cache`: by default those that the run was trained with.
     - `threshold`: probability that counts as foreground; `"auto"` takes the one with the best Dice
       on the run's validation images.
     - `is_at_own_size`: score images at their own size, to which logits are resized, instead of the
@@ -58,7 +59,7 @@ def evaluate(
     observer = observer or Observer()
     run = as_run(run, observer)
     run, threshold = with_threshold(run, threshold, observer)
-    config = _config(run, data=data, data_dir=data_dir, limit=limit)
+    config = _config(run, data=data, data_dir=data_dir, limit=limit, cache=cache)
     conditions = {
         "data": config.data,
         "split": split,
@@ -121,10 +122,10 @@ def _calibration(run: Run) -> dict[str, float] | None:
     return {name: getattr(run.calibration, name) for name in names}
 
 
-def _config(run: Run, *, data: str | None, data_dir: str | None, limit: int | None) -> RunConfig:
+def _config(run: Run, *, data: str | None, **options: Any) -> RunConfig:
     """The run's configuration, with other data where given."""
     before = run.config
-    given = {"data": data and absolute(data), "data_dir": data_dir, "limit": limit}
+    given = {"data": data and absolute(data), **options}
     config = dataclasses.replace(before, **{k: v for k, v in given.items() if v is not None})
     if config.data == before.data:
         return config

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import Split
+from ..data.batches import padded_batches
 from ..evaluation import Scores
 from .documents import read_json
 from .load import Run
@@ -68,7 +69,7 @@ def _pictures(split: Split, scores: Scores) -> "Iterator[Picture]":
     details = scores.details
     assert details is not None
     outputs = details.predictions if details.levels is None else details.levels
-    for i, output in enumerate(outputs):
+    for i, (output, (batch, _)) in enumerate(zip(outputs, padded_batches(split, 1), strict=True)):
         histogram = None if details.histograms is None else details.histograms[i]
-        target = np.asarray(scores.task.targets(np.asarray(split.labels[i])))
-        yield Picture(np.asarray(split.images[i]), target, output, histogram)
+        target = np.asarray(scores.task.targets(batch.labels[0]))
+        yield Picture(batch.images[0], target, output, histogram)

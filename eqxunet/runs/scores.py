@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DATASETS, SplitName
-from ..data.cache import is_of
 from ..data.complaints import some_of
-from ..data.folder import open_folder
+from ..data.example import names_of
+from ..data.source import open_source
+from ..data.split import is_of
 from ..errors import InputError, IntegrityError
 from .config import RunConfig
 from .documents import read_json
@@ -86,8 +87,8 @@ def check_same_images(run: Run, config: RunConfig) -> str | None:
     splits: tuple[SplitName, ...] = ("train", "val")
     for split in splits:
         limit = run.config.limit
-        source = open_folder(Path(config.data), split, kind=config.labels, limit=limit)
-        if not is_of(run.config.identity[split]["crc32"], source.names):
+        source = open_source(config.data, split, labels=config.labels, limit=limit)
+        if not is_of(run.config.identity[split]["crc32"], names_of(source)):
             return (
                 f"{config.data}: images came or went since {run.directory.name} was trained, so "
                 "some that it was trained on may be among these"

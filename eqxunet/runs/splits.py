@@ -46,6 +46,7 @@ def load(config: RunConfig, split: SplitName, observer: Observer) -> Split:
             size=config.model.size,
             labels=config.labels,
             data_dir=data_dir,
+            cache=config.cache,
             limit=config.limit,
             progress=progress,
         )
