@@ -174,7 +174,8 @@ def _train(
         # Jitted as one program, which the compilation cache keeps, instead of many small ones; as
         # it runs once, compiling it well takes longer than it ever saves.
         key = jax.random.key(config.train.seed)
-        draw = eqx.filter_jit(build, compiler_options={"xla_backend_optimization_level": 0})
+        unoptimised = {"xla_backend_optimization_level": 0}
+        draw = eqx.filter_jit(build, compiler_options=unoptimised)  # pyright: ignore[reportCallIssue]
         model, state = draw(config.model, outputs=task.outputs, key=key)
         if weights is not None:
             model, state, config = with_weights(model, state, config, weights, observer)
