@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,20 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
     return open(descriptor, "rb")
+
+
+def delete(path: Path) -> None:
+    """Deletes whatever is there, if anything is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def cache_folder(name: str) -> Path:
+    """`eqxunet/NAME` in the user's cache folder."""
+    folder = os.environ.get("XDG_CACHE_HOME")
+    return (Path(folder) if folder else Path.home() / ".cache") / "eqxunet" / name
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from eqxunet.cli import app
 from eqxunet.data import cache, load_split
 from eqxunet.data.entries import list_entries, remove_entries
 from eqxunet.errors import UnavailableError
+from eqxunet.storage import cache_folder
 
 
 def load(tmp_path, split="val", size=8, labels=None):
@@ -103,7 +104,7 @@ def test_the_command_lists_and_clears():
     make_stale(list_entries()[0].folder)
     listed = run().stdout
     assert listed.count("synthetic val") == 2 and listed.count("stale") == 1
-    assert "2 entries, " in listed and str(cache.default_cache_dir()) in listed
+    assert "2 entries, " in listed and str(cache_folder("data")) in listed
     assert "removed 1 entries" in run("--clear", "stale").stdout
     assert [entry.is_stale for entry in list_entries()] == [False]
     assert "removed 1 entries" in run("--clear", "all").stdout

@@ -21,7 +21,6 @@ from eqxunet.cli.train import train as train_command
 from eqxunet.errors import DivergedError, InputError
 from eqxunet.runs import epochs, run_training
 from eqxunet.runs.options import _WITHOUT_OPTION
-from eqxunet.runs.options import command as command_of
 from eqxunet.runs.records import read_records
 from eqxunet.training.checkpoint import BEST, Writer, restore
 
@@ -215,7 +214,7 @@ def test_all_that_a_configuration_says_can_be_told_as_options():
         eu.TrainConfig(freeze_encoder=False, ema=True, checkpoint_every="5m", clip_norm=1.5),
         data="synthetic", task="semantic", labels="species", start="/a b",
     )  # fmt: skip
-    assert command_of(config, Path("r")) == (
+    assert config.command(Path("r")) == (
         "train --encoder resnet10 --size 64 --clip-norm 1.5 --no-freeze-encoder --ema "
         "--checkpoint-every 5m --data synthetic --task semantic --labels species "
         "--from '/a b' --run r"
@@ -320,8 +319,8 @@ def test_patience_counts_anew_where_more_epochs_are_asked_for(tmp_path, monkeypa
     run = tmp_path / "run"
     assert train(run, epochs=4, patience=2).step == 3 * EPOCH
     longer = options_of_train(eu.RunConfig.read(run), {"epochs": 9})
-    stop = Asking({4 * EPOCH + 1: "stop"})
-    assert run_training(longer, run, stop, resume=True).step == 4 * EPOCH + 1
+    stop = Asking({4 * EPOCH: "stop"})
+    assert run_training(longer, run, stop, resume=True).step == 4 * EPOCH
     assert train(run, resume=True).step == 5 * EPOCH
     again = Asking()
     assert train(run, again, resume=True).step == 5 * EPOCH and again.done == []

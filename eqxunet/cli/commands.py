@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import EqxunetError
+from ..storage import cache_folder
 from .compare import compare
 from .console import console, errors, say_error
 from .data import data_app
@@ -105,8 +106,7 @@ def main(
     ] = False,
 ) -> None:
     """Segments images with U-Nets in JAX and Equinox."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "eqxunet", "xla"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("xla")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

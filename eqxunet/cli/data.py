@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..config import DATA_DIR, Labels, SplitName, TaskName
 from ..errors import InputError
-from ..storage import replacing
+from ..storage import cache_folder, replacing
 from ..text import printable
 from .console import console, display, errors, progress_bar, warn
 from .signals import advise
@@ -168,11 +168,10 @@ def cache(
     ] = None,
 ) -> None:
     """Lists or removes the decoded images that are kept."""
-    from ..data.cache import default_cache_dir
     from ..data.entries import list_entries, remove_entries
 
     entries = list_entries()
-    where = display(default_cache_dir())
+    where = display(cache_folder("data"))
     if clear is None:
         console.print(_entries_table(entries))
         console.print(f"{_total(entries)} in {where}", soft_wrap=True)

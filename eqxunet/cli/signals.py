@@ -7,12 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..runs import Request
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNALS = (*STOPPING, signal.SIGUSR1)
-
-Request = Literal["go on", "save", "stop"]
 
 
 class Stopped(Exception):
@@ -71,7 +72,7 @@ class Listener:
     @contextmanager
     def collected(
         self, acknowledge: Callable[[signal.Signals], None]
-    ) -> Iterator[Callable[[], Request]]:
+    ) -> "Iterator[Callable[[], Request]]":
         """Leaves the first signal to a loop, which ends when it can, and SIGUSR1 too.
 
         Yields what the loop is to ask at every step.
@@ -92,7 +93,7 @@ class Listener:
         if self._stop and not self._is_taken:
             raise Stopped(self._stop)
 
-    def _take(self) -> Request:
+    def _take(self) -> "Request":
         with self._lock:
             if self._stop:
                 self._is_taken = True

@@ -28,7 +28,7 @@ from jaxtyping import UInt8
 
 from ..config import DATA_DIR, DATASETS, Labels, SplitName
 from ..errors import InputError, UnavailableError
-from ..storage import digest_of, open_regular
+from ..storage import cache_folder, digest_of, open_regular
 from .complaints import FileError, unusable
 from .decoding import decode, map_examples, resize_pair
 from .example import Example, Progress, Source
@@ -124,7 +124,7 @@ def decode_all(
     - `origin`: what the source is called in `eqxunet.data.entries`.
     - `size`, `cache_dir`, `progress`: as in `load_split`.
     """
-    cache_dir = cache_dir or default_cache_dir()
+    cache_dir = cache_dir or cache_folder("data")
     key = _key(source, size)
     folder = cache_dir / key
     if arrays := _read(folder, source, size):
@@ -154,11 +154,6 @@ def decode_all(
     if arrays is None:
         raise UnavailableError(f"{folder}: does not hold what was written to it; check the disk")
     return arrays
-
-
-def default_cache_dir() -> Path:
-    """`eqxunet/data` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxunet" / "data"
 
 
 def code_digest() -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import UnavailableError
+from ..storage import cache_folder
 from ..text import printable
-from .cache import INDEX, code_digest, default_cache_dir, read_index
+from .cache import INDEX, code_digest, read_index
 
 _NAME = re.compile(r"([0-9a-f]{32})(\.partial)?")
 
@@ -48,7 +49,7 @@ def list_entries(cache_dir: Path | None = None) -> list[Entry]:
 
     - `cache_dir`: as in `load_split`.
     """
-    cache_dir = cache_dir or default_cache_dir()
+    cache_dir = cache_dir or cache_folder("data")
     if not cache_dir.is_dir():
         return []
     code = code_digest()

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +26,7 @@ from ..config import (
 from ..errors import InputError, IntegrityError
 from ..tasks import AbstractTask, make_task
 from .documents import is_whole, read_json, shown, write_json
-from .options import FILLED_IN, differences
+from .options import FILLED_IN, Options, differences, words_of
 
 _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 # What `config.json` holds as it is, and since a later version what it may lack.
@@ -130,7 +131,8 @@ class RunConfig:
         longer = dataclasses.replace(self, train=dataclasses.replace(self.train, **lengths))
         filled_in = {name: getattr(self, name) for name in FILLED_IN}
         labels = given.labels or self.labels
-        if changes := differences(longer, dataclasses.replace(given, labels=labels, **filled_in)):
+        theirs = dataclasses.replace(given, labels=labels, **filled_in)
+        if changes := differences(longer.options, theirs.options):
             raise InputError(
                 f"a resumed run keeps its options, but these differ: {', '.join(changes)}; "
                 "leave them out, or start another run"
@@ -159,7 +161,7 @@ class RunConfig:
         before = RunConfig.from_values(values, f"{directory}: a checkpoint's configuration")
         lengths = {name: getattr(self.train, name) for name in _EXTENDABLE}
         extended = dataclasses.replace(before, train=dataclasses.replace(before.train, **lengths))
-        if changes := differences(extended, self):
+        if changes := differences(extended.options, self.options):
             raise InputError(
                 f"{directory}: its config.json was changed since its checkpoint was saved: "
                 f"{', '.join(changes)}; undo that, or start a new run with --from {directory}"
@@ -239,6 +241,17 @@ class RunConfig:
             "created": read_json(path).get("created", now) if path.exists() else now,
         }
         write_json(path, self.values() | about)
+
+    @property
+    def options(self) -> Options:
+        """All of it, by field."""
+        values = dataclasses.asdict(self)
+        return values.pop("model") | values.pop("train") | values
+
+    def command(self, directory: Path) -> str:
+        """What trains this in a directory."""
+        words = words_of(self.options, type(self)().options)
+        return f"train {words} --run {shlex.quote(str(directory))}"
 
     @property
     def weights_record(self) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import BusyError, EqxunetError, InputError, UnavailableError
-from ..storage import is_partial
+from ..storage import delete, is_partial
 from .config import RunConfig, has_checkpoints
 
 RUNS = Path("runs")
@@ -151,7 +151,7 @@ def clear(directory: Path) -> tuple[list[str], list[str]]:
         for pattern, name in _OURS:
             for path in sorted(directory.glob(pattern)):
                 if re.fullmatch(name, path.name):
-                    _delete(path)
+                    delete(path)
                     deleted.append(path.relative_to(directory).as_posix())
         kept: list[str] = []
         for name in ("checkpoints", "eval", "snapshots", "tensorboard"):
@@ -166,13 +166,6 @@ def clear(directory: Path) -> tuple[list[str], list[str]]:
     return deleted, kept
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 def _without_empty(folder: Path, directory: Path) -> list[str]:
     """Removes a folder and those in it where nothing is left in them; returns what is left."""
     if folder.is_symlink() or not folder.is_dir():
@@ -180,7 +173,7 @@ def _without_empty(folder: Path, directory: Path) -> list[str]:
     left: list[str] = []
     for path in sorted(folder.iterdir()):
         if is_partial(path):
-            _delete(path)
+            delete(path)
         else:
             left += _without_empty(path, directory)
     if not left:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import IntegrityError, UnavailableError
 from ..storage import open_regular, replace_text
+from ..text import printable
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NO_FILE = (errno.EINVAL, errno.ENXIO)  # of `open_regular`, and of a socket
@@ -78,7 +79,7 @@ def is_whole(value: object, least: int = 0) -> bool:
 
 def shown(error: object) -> str:
     """What an error about a file says of its content, on one line and not too long."""
-    text = "".join(char if char.isprintable() else " " for char in str(error))
+    text = printable(str(error))
     return text if len(text) <= 300 else text[:297] + "..."
 
 

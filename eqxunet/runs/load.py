@@ -20,7 +20,6 @@ from .config import RunConfig
 from .directory import RUNS
 from .documents import is_number, read_json, shown
 from .observer import Observer
-from .options import command
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def load_run(
         if restore(directory / "checkpoints") is None:
             raise InputError(
                 f"{directory}: nothing was saved yet; wait for its first epoch to end, or start "
-                f"it anew:\n{command(config, directory)}"
+                f"it anew:\n{config.command(directory)}"
             )
         raise InputError(
             f"{directory}: no validated checkpoint yet; go on with `train --resume --run "

@@ -1,14 +1,13 @@
-"""A run's configuration as options of the command line."""
+"""What a run depends on, as options of the command line."""
 
-import dataclasses
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from .documents import shown
 
-if TYPE_CHECKING:
-    from .config import RunConfig
+Options = Mapping[str, Any]
+"""Of a `RunConfig` and what is in it, by field."""
 
 FILLED_IN = ("classes", "provenance", "identity")
 """What the run itself fills in."""
@@ -16,36 +15,28 @@ FILLED_IN = ("classes", "provenance", "identity")
 _WITHOUT_OPTION = (*FILLED_IN, "stage_sizes", "warmup")
 
 
-def differences(before: "RunConfig", now: "RunConfig") -> list[str]:
-    """The options in which two configurations differ, as the command line has them."""
-    old, new = _values(before), _values(now)
+def differences(before: Options, now: Options) -> list[str]:
+    """In what two configurations differ, as the command line has it."""
     return [
-        shown(f"{' '.join(_option(name, new[name]))} (was {value})")
-        for name, value in old.items()
-        if new[name] != value
+        shown(f"{' '.join(_option(name, now[name]))} (was {value})")
+        for name, value in before.items()
+        if now[name] != value
     ]
 
 
-def command(config: "RunConfig", directory: Path) -> str:
-    """What trains a configuration in a directory."""
-    values = _values(config)
-    if config.task == "binary":
-        del values["labels"]  # of which data have one kind
-    if config.train.steps is not None:
-        del values["epochs"]
-    default = _values(type(config)())
-    words = [
+def words_of(options: Options, default: Options) -> str:
+    """What the command `train` takes of those that are not the default."""
+    moot = {
+        *_WITHOUT_OPTION,
+        *(["labels"] if options["task"] == "binary" else []),  # of which data have one kind
+        *([] if options["steps"] is None else ["epochs"]),
+    }
+    return shlex.join(
         word
-        for name, value in values.items()
-        if value != default[name] and name not in _WITHOUT_OPTION
+        for name, value in options.items()
+        if value != default[name] and name not in moot
         for word in _option(name, value)
-    ]
-    return shlex.join(["train", *words, "--run", str(directory)])
-
-
-def _values(config: "RunConfig") -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    return values.pop("model") | values.pop("train") | values
+    )
 
 
 def _option(name: str, value: Any) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from .directory import busy_first
 from .documents import is_whole
 from .epochs import Position
 from .observer import Observer
-from .options import command
 from .records import Record, cut_records
 from .sums import EpochSums
 
@@ -32,7 +31,7 @@ def latest_checkpoint(config: RunConfig, directory: Path, observer: Observer) ->
     if restored is None:
         raise InputError(
             f"{directory}: nothing was saved to resume from; to start it anew:\n"
-            f"{command(config, directory)}"
+            f"{config.command(directory)}"
         )
     for damage in restored.damaged:
         observer.warn(f"a damaged checkpoint was passed over: {damage}")

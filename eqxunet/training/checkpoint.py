@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from ..errors import IntegrityError, UnavailableError
+from ..storage import delete
 from . import checkpoint_files as files
 
 BEST = "val/iou"
@@ -116,7 +117,7 @@ class Writer:
     def _clean(self) -> None:
         for path in self._directory.iterdir():
             if files.is_unfinished(path):
-                files.delete(path)
+                delete(path)
 
     def _unwritten(self, error: Exception) -> UnavailableError:
         return UnavailableError(

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
 from ..errors import IntegrityError, UnavailableError
-from ..storage import is_partial, sync_folder
+from ..storage import delete, is_partial, sync_folder
 
 SCHEMA = 2
 """Of the note. Every reader knows a newer one by its `schema`, once its `sha256` says that this is
@@ -188,14 +187,6 @@ def remove(path: Path) -> None:
     delete(aside)
     path.rename(aside)
     delete(aside)
-
-
-def delete(path: Path) -> None:
-    """Deletes whatever is there, if anything is."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

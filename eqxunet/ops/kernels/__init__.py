@@ -23,6 +23,8 @@ from pathlib import Path
 
 import jax
 
+from ...storage import cache_folder
+
 KERNELS = tuple(
     f"{name}{part}"
     for name in ("conv2d", "depthwise2d")
@@ -78,7 +80,7 @@ def _compiled() -> Iterator[Path]:
     for part in (*_FLAGS, compiler, version("jaxlib"), _processor()):
         key.update(part.encode() + b"\0")
     name = f"conv-{key.hexdigest()[:16]}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqxunet" / "kernels"
+    cache = cache_folder("kernels")
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     if cache.stat().st_uid == os.geteuid():
         cache.chmod(stat.S_IMODE(cache.stat().st_mode) & ~_OTHERS)
