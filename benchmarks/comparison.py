@@ -87,7 +87,8 @@ def ours_with(options: Options) -> tuple[Any, Any]:
     from eqxunet.models.leaves import replace_leaves, replace_state
 
     config = eu.ModelConfig(encoder=options.model)
-    model, state = eqx.filter_jit(eu.build)(config, key=jax.random.key(0))
+    # Shapes alone, as `load_run` has them.
+    model, state = eqx.filter_eval_shape(eu.build, config, key=jax.random.key(0))
     variables = options.variables()
     if options.model in FLAX:
         return eu.from_flax(model, state, variables)
