@@ -1,6 +1,7 @@
 """Packed data: what comes out is what went in, whole or not at all."""
 
 import json
+import os
 import threading
 
 import numpy as np
@@ -18,7 +19,6 @@ from eqxunet.data.pack import open_pack
 from eqxunet.data.packing import pack
 from eqxunet.data.source import label_kinds, open_splits
 from eqxunet.errors import InputError, IntegrityError
-from eqxunet.storage import digest_of
 
 
 def run(*arguments):
@@ -165,7 +165,7 @@ def test_a_killed_pack_is_no_pack_and_the_same_command_starts_again(plain, tmp_p
     done = run("data", "pack", plain, tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"manifest.json", "shard-00000.array_record"}
+    assert names == {"pack.json", "shard-00000.array_record"}
     assert not left.exists()
 
 
@@ -256,16 +256,16 @@ def test_training_on_a_damaged_pack_ends_with_a_line(tmp_path, cache):
 def test_a_damaged_manifest_is_told(plain, tmp_path, damage):
     out = tmp_path / "out"
     pack(str(plain), out)
-    path = out / "manifest.json"
+    path = out / "pack.json"
     text = path.read_text()
     values = json.loads(text)
-    del values["species"], values["sha256"]
+    del values["species"]
     path.write_text(
         {
             "name": text.replace('"p3"', '"p33"', 1),
             "text": text[:-9],
             "empty": "",
-            "keys": json.dumps(values | {"sha256": digest_of(values)}),
+            "keys": json.dumps(values),
         }[damage]
     )
     done = run("data", "check", out)
@@ -276,9 +276,9 @@ def test_a_damaged_manifest_is_told(plain, tmp_path, damage):
 
 def test_a_newer_pack_is_no_damage(plain, tmp_path):
     pack(str(plain), tmp_path / "out")
-    path = tmp_path / "out" / "manifest.json"
+    path = tmp_path / "out" / "pack.json"
     values = json.loads(path.read_text()) | {"format": 2}
-    path.write_text(json.dumps(values | {"sha256": digest_of(values)}))
+    path.write_text(json.dumps(values))
     with pytest.raises(InputError, match="newer version"):
         open_pack(tmp_path / "out")
 
@@ -312,3 +312,18 @@ def test_empty_splits_are_told(folders, tmp_path):
     with pytest.raises(IntegrityError, match="cannot be read"):
         next((tmp_path / "out").glob("shard*")).unlink()
         load_split(tmp_path / "out", "val", size=8)
+
+
+def test_a_path_that_array_record_cannot_open_is_told(plain, tmp_path):
+    pack(str(plain), tmp_path / "out")
+    odd = tmp_path / os.fsdecode(b"\xff")
+    (tmp_path / "out").rename(odd)
+    for command in (["pack", plain, odd / "packed"], ["check", odd]):
+        done = run("data", *command)
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1
+        assert "ArrayRecord takes no path" in done.stderr
+
+
+def test_a_folder_of_images_may_have_such_a_file(plain):
+    (plain / "pack.json").write_text("{}")
+    assert len(load_split(plain, "all", size=8)) == 10

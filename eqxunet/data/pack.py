@@ -1,6 +1,6 @@
 """A packed dataset as a source: a folder of few files, read by index.
 
-`manifest.json` names the examples and their splits. Of all shards' records, number 2 i is the image
+`pack.json` names the examples and their splits. Of all shards' records, number 2 i is the image
 file of example i, and 2 i + 1 its mask, as they were. ArrayRecord is imported inside a function, as
 most commands do without.
 """
@@ -24,7 +24,7 @@ from .example import Example
 from .kinds import CLASSES, Species
 from .masks import MaskSummary
 
-MANIFEST = "manifest.json"
+MANIFEST = "pack.json"
 FORMAT = 1
 _LONGEST = 200  # characters of what a library says
 
@@ -63,10 +63,15 @@ class Manifest:
     notes: tuple[str, ...]
     shards: list[Shard]
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all this."""
+        return digest_of(dataclasses.asdict(self))
+
     def text(self) -> str:
         """As the file has it."""
-        values = dataclasses.asdict(self) | {"format": FORMAT}
-        return json.dumps(values | {"sha256": digest_of(values)}) + "\n"
+        about = {"format": FORMAT, "sha256": self.digest}
+        return json.dumps(dataclasses.asdict(self) | about) + "\n"
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,10 @@ class PackedSource:
 class Pack:
     """An opened pack, whose records several threads may read."""
 
-    def __init__(self, root: Path, manifest: Manifest, digest: str):
+    def __init__(self, root: Path, manifest: Manifest):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self.root, self.manifest, self.digest = root, manifest, digest
+        self.root, self.manifest = root, manifest
         self._ends = list(itertools.accumulate(shard.records for shard in manifest.shards))
         self._records = ArrayRecordDataSource(
             [
@@ -153,7 +158,7 @@ class Pack:
             tuple(manifest.splits[split][:limit]),
             kind,
             manifest.classes if kind == "classes" else Classes(CLASSES[kind]),
-            f"pack {self.digest} {split}, first {limit if is_cut else 'to last'}",
+            f"pack {manifest.digest} {split}, first {limit if is_cut else 'to last'}",
             None if is_cut else manifest.masks.get(kind, {}).get(split),
             manifest.notes,
         )
@@ -170,8 +175,8 @@ class _Part:
 
 
 def is_pack(root: Path) -> bool:
-    """Whether a folder is a pack."""
-    return (root / MANIFEST).is_file()
+    """Whether a folder is a pack, and no folder of images where someone else has such a file."""
+    return (root / MANIFEST).is_file() and not (root / "images").is_dir()
 
 
 def open_pack(root: Path) -> Pack:
@@ -190,24 +195,29 @@ def open_pack(root: Path) -> Pack:
 def _opened(root: Path, *_: int) -> Pack:
     path = root / MANIFEST
     try:
-        str(root).encode()
         with open_regular(path) as file:
             values: dict[str, Any] = json.loads(file.read())
-        if values["format"] > FORMAT:
-            raise InputError(f"{path}: was written by a newer version; update this one")
+        is_newer = values.pop("format") > FORMAT
         digest = values.pop("sha256")
-        if digest != digest_of(values):
-            raise ValueError("its digest is another")
-        del values["format"]
-        return Pack(root, _manifest(values), digest)
+        manifest = None if is_newer else _manifest(values)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, f"is no whole manifest of a pack ({_short(error)})") from error
+    if manifest is None:
+        raise InputError(f"{path}: was written by a newer version; update this one")
+    if digest != manifest.digest:
+        raise _damaged(path, "is no whole manifest of a pack (its digest is another)")
+    check_utf8(root)
+    return Pack(root, manifest)
+
+
+def check_utf8(root: Path) -> None:
+    """Raises InputError where ArrayRecord cannot be told a path."""
+    try:
+        str(root).encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{root}: ArrayRecord reads no path that is no UTF-8; rename it"
+            f"{root}: ArrayRecord takes no path with a name that is no UTF-8; choose another"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _damaged(path, f"is no whole manifest of a pack ({_short(error)})") from error
 
 
 def _damaged(path: Path, complaint: str) -> IntegrityError:

@@ -23,7 +23,7 @@ from .decoding import decode, decode_mask, map_examples
 from .example import Example, Progress, Source, names_of
 from .kinds import Species
 from .masks import Mask, MaskSummary
-from .pack import MANIFEST, Manifest, Shard
+from .pack import MANIFEST, Manifest, Shard, check_utf8
 from .source import label_kinds, open_splits
 
 SHARD_BYTES = 1 << 30
@@ -91,12 +91,7 @@ def pack(
 def _check_out(out: Path) -> None:
     if os.path.lexists(out):
         raise InputError(f"{out}: exists; name another folder, or remove it first")
-    try:
-        str(out).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{out}: ArrayRecord writes no path that is no UTF-8; name another folder"
-        ) from error
+    check_utf8(out)
 
 
 def _open_all(
