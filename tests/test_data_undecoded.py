@@ -12,6 +12,7 @@ from pictures import encoded, write_plain
 import eqxunet as eu
 from eqxunet.data import batches as batches_module
 from eqxunet.data.batches import batches, padded_batches
+from eqxunet.data.entries import list_entries
 from eqxunet.data.packing import pack
 from eqxunet.data.split import are_alike
 from eqxunet.data.undecoded import Undecoded
@@ -132,7 +133,10 @@ def test_a_run_on_a_pack_without_the_cache_is_that_on_its_source_with_it(
     assert records(tmp_path / "a") == records(tmp_path / "b")
     assert ours.calibration == theirs.calibration
     eu.evaluate(ours)
-    eu.evaluate(theirs)
+    eu.evaluate(theirs, cache=None if task == "binary" else True)
+    kept = {entry.origin for entry in list_entries()}
+    chosen = set() if task == "binary" else {f"{tmp_path / 'packed'} test"}
+    assert kept == {f"{folder} {split}" for split in ("train", "val", "test")} | chosen
     tables = [(tmp_path / name / "eval/test/per_image.csv").read_text() for name in "ab"]
     assert tables[0] == tables[1]
     # They are of the same images, as far as names say.
