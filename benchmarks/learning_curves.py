@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def run(
     trainer, train_state = eu.initialise(model, state, config, task, options.steps)
     trained = sum(leaf.size for leaf in jax.tree.leaves(train_state.trainable))
     began = time.perf_counter()
-    *_, (train_state, _) = eu.fit(trainer, train_state, split)
+    train_state, _ = deque(eu.fit(trainer, train_state, split), maxlen=1).pop()
     train_state = eu.with_precise_statistics(trainer, train_state, split)
     trained_at = time.perf_counter()
     scores = score(Predictor(trainer.model(train_state), train_state.state, task), test)
