@@ -310,7 +310,7 @@ def test_a_run_killed_by_a_signal_resumes_to_the_same_end(trained, tmp_path):
         (["train", "--channels", "16,x"], 2, "--channels 16,x: give whole numbers"),
         (["train", "--channels", "16"], 2, "channels=(16,)"),
         (["train", "--encoder", "resnet10", "--channels", "8,16"], 2, "encoder='scratch'"),
-        ([*TRAIN, "--resume", "--channels", "8,16"], 2, "--channels (8, 16) (was (32, 64, 128, "),
+        ([*TRAIN, "--resume", "--channels", "8,16"], 2, "--channels 8,16 (was 32,64,128,256)"),
         (["train", "--resume", "--run", "runs/none"], 2, "runs/none"),
         (["eval", "--run", "nowhere"], 2, "nowhere"),
         ([*TRAIN, "--resume", "--overwrite"], 2, "choose one of them"),

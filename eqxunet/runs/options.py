@@ -18,7 +18,7 @@ _WITHOUT_OPTION = (*FILLED_IN, "stage_sizes", "warmup")
 def differences(before: Options, now: Options) -> list[str]:
     """In what two configurations differ, as the command line has it."""
     return [
-        shown(f"{' '.join(_option(name, now[name]))} (was {value})")
+        shown(f"{' '.join(_option(name, now[name]))} (was {_text(value)})")
         for name, value in before.items()
         if now[name] != value
     ]
@@ -45,4 +45,8 @@ def _option(name: str, value: Any) -> tuple[str, ...]:
     words = "from" if name == "start" else name.replace("_", "-")
     if isinstance(value, bool):
         return (f"--{'' if value else 'no-'}{words}",)
-    return f"--{words}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"--{words}", _text(value)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
