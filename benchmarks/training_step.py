@@ -34,7 +34,8 @@ def ours(options: Options) -> Callable[[], float]:
         augment=False,
         precision=options.precision,
         freeze_encoder=options.frozen,
-        encoder_lr_scale=1,  # as the others have it, and with statistics that move
+        encoder_lr_scale=1,
+        keep_statistics=False,  # as the others have it
     )
     trainer, train_state = eqx.filter_jit(initialise)(
         model, state, train_config, eu.Binary("trimap"), 1

@@ -99,9 +99,10 @@ class TrainConfig:
       those with ImageNet weights are trained, too.
     - `unfreeze_after`: epochs after which such an encoder is trained too; a loop of one's own calls
       `unfreeze`.
-    - `encoder_lr_scale`: factor on the learning rate of such an encoder where it is trained; 0.1
-      by default. Below 1 its weights are taken for good ones, to which BatchNorm's statistics
-      belong: these stay. Random weights need 1, which `RunConfig` gives them.
+    - `encoder_lr_scale`: factor on the learning rate of such an encoder where it is trained.
+    - `keep_statistics`: leave BatchNorm's statistics in such an encoder as they are where it is
+      trained, since they belong to its weights. By default they stay, and the factor is 0.1;
+      random weights need 1 and false, which is what a `RunConfig` with `weights="random"` gives.
     - `ema`: validate and keep a moving average of the weights in place of the latest ones.
     - `augment`: flip, scale and crop, and change colours of training images.
     - `border`: what the trimap's border pixels count as; a loop of one's own tells its task.
@@ -129,6 +130,7 @@ class TrainConfig:
     freeze_encoder: bool | None = None
     unfreeze_after: int | None = None
     encoder_lr_scale: float | None = None
+    keep_statistics: bool | None = None
     ema: bool = False
     augment: bool = True
     border: Border = "foreground"

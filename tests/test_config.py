@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eqxunet import ModelConfig, TrainConfig
+from eqxunet import ModelConfig, RunConfig, TrainConfig
 from eqxunet.errors import InputError
 
 
@@ -103,3 +103,22 @@ def test_numbers_of_numpy_and_lists_become_pythons_own():
     assert train == TrainConfig(batch_size=4, lr=0.5)
     values = [*model.channels, model.size, train.batch_size, train.lr]
     assert [type(value) for value in values] == [int, int, int, int, float]
+
+
+def test_random_weights_are_trained_as_such():
+    random = RunConfig(model=ModelConfig(encoder="resnet18"), weights="random")
+    assert random.training.encoder_lr_scale == 1 and random.training.keep_statistics is False
+    assert random.train == TrainConfig()
+    pretrained = dataclasses.replace(random, weights="resnet18.pth")
+    assert pretrained.training == TrainConfig()
+    with pytest.raises(InputError, match="--keep-statistics: random weights have none"):
+        dataclasses.replace(random, train=TrainConfig(keep_statistics=True))
+    with pytest.raises(InputError, match="--weights random: --from .*/runs/a brings its own"):
+        dataclasses.replace(random, start="runs/a")
+
+
+def test_runs_of_before_let_the_statistics_of_a_trained_encoder_move():
+    values = RunConfig(model=ModelConfig(encoder="resnet18")).values()
+    assert RunConfig.from_values(values, "config.json").train.keep_statistics is None
+    del values["train"]["keep_statistics"]
+    assert RunConfig.from_values(values, "config.json").train.keep_statistics is False

@@ -19,6 +19,7 @@ from eqxunet.data.pack import open_pack
 from eqxunet.data.packing import pack
 from eqxunet.data.source import label_kinds, open_splits
 from eqxunet.errors import InputError, IntegrityError
+from eqxunet.storage import digest_of
 
 
 def run(*arguments):
@@ -272,6 +273,47 @@ def test_a_damaged_manifest_is_told(plain, tmp_path, damage):
     assert done.exit_code == 3, done.stderr
     assert done.stderr.startswith(f"error: {path}: is no whole manifest of a pack")
     assert done.stderr.count("\n") == 1
+
+
+def outside(values):
+    values["shards"][0][0] = "../" + values["shards"][0][0]
+
+
+def nameless(values):
+    values["names"][1] = values["names"][0]
+
+
+FORGERIES = {
+    "outside": outside,
+    "nul": lambda values: values["shards"][0].__setitem__(0, "a\0b"),
+    "more records": lambda values: values["shards"][0].__setitem__(1, 10**30),
+    "no records": lambda values: values["shards"].append(["b", -2, 10]),
+    "no digests": lambda values: values["crc32"].pop(),
+    "twice": nameless,
+    "no species": lambda values: values["species"].pop(),
+    "beyond": lambda values: values["splits"]["test"].append(10),
+    "below": lambda values: values["splits"]["test"].append(-1),
+    "no splits": lambda values: values["splits"].clear(),
+    "kinds": lambda values: values.update(kinds=[]),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_manifest_is_no_manifest(plain, tmp_path, forgery):
+    """With a digest that fits."""
+    out = tmp_path / "out"
+    pack(str(plain), out)
+    path = out / "pack.json"
+    values = json.loads(path.read_text())
+    del values["sha256"], values["format"]
+    assert digest_of(values) == open_pack(out).manifest.digest
+    FORGERIES[forgery](values)
+    path.write_text(json.dumps(values | {"format": 1, "sha256": digest_of(values)}))
+    with pytest.raises(IntegrityError, match="is no whole manifest of a pack"):
+        open_pack(out)
+    path.write_text('"text"')
+    with pytest.raises(IntegrityError, match="is no whole manifest of a pack"):
+        open_pack(out)
 
 
 def test_a_newer_pack_is_no_damage(plain, tmp_path):

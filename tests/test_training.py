@@ -95,7 +95,6 @@ class Pretrained(AbstractEncoder):
     channels: ClassVar[tuple[int, ...]] = (4, 6)
     strides: ClassVar[tuple[int, ...]] = (1, 2)
     has_pretrained_weights: ClassVar[bool] = True
-    is_tuned: ClassVar[bool] = False
 
     def __call__(self, image, state):
         return self.plain(image, state)
@@ -141,7 +140,8 @@ def test_by_default_a_tuned_encoder_moves_at_a_tenth_and_keeps_its_statistics():
         }
 
     by_default, frozen, whole = (
-        first_step(**changes) for changes in ({}, {"freeze_encoder": True}, {"encoder_lr_scale": 1})
+        first_step(**changes)
+        for changes in ({}, {"freeze_encoder": True}, {"keep_statistics": False})
     )
     for name in by_default:
         is_weight = name.startswith("model.")
@@ -163,7 +163,9 @@ def test_a_learning_rate_for_an_encoder_that_is_frozen_by_default_is_refused():
 def test_a_frozen_encoder_computes_as_inference_does_and_an_unfrozen_one_does_not():
     images = part(arrays(4))[0]
     for freeze in (True, False):
-        model, (trainer, train_state) = start_pretrained(freeze_encoder=freeze, encoder_lr_scale=1)
+        model, (trainer, train_state) = start_pretrained(
+            freeze_encoder=freeze, keep_statistics=False
+        )
         inference = eqx.nn.inference_mode(model.encoder)
         want, _ = jax.vmap(inference, (0, None), (0, None))(images, train_state.state)
         encoder = trainer.model(train_state).encoder

@@ -26,7 +26,7 @@ BORDER = 4  # steps: two epochs of two
 
 
 def begin(**changes):
-    given = {"unfreeze_after": 2, "ema": True, "encoder_lr_scale": 1} | changes
+    given = {"unfreeze_after": 2, "ema": True, "keep_statistics": False} | changes
     _, both = start_pretrained(**given)
     return both
 
@@ -61,8 +61,8 @@ def test_the_encoders_bits_stay_until_then_and_move_afterwards():
             break
 
 
-def test_at_a_smaller_learning_rate_its_statistics_stay_afterwards_too():
-    trainer, train_state = begin(encoder_lr_scale=None)
+def test_by_default_its_statistics_stay_afterwards_too():
+    trainer, train_state = begin(keep_statistics=None)
     before = encoder_of(trainer, train_state)
     after = encoder_of(*until(fit_in_phases(trainer, train_state, arrays()), BORDER + 2))
     moved = {name for name in before if before[name].tobytes() != after[name].tobytes()}

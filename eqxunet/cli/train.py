@@ -85,6 +85,13 @@ def train(
             help="Factor on a pretrained encoder's learning rate.", show_default="0.1; random: 1"
         ),
     ] = TrainConfig.encoder_lr_scale,
+    keep_statistics: Annotated[
+        bool | None,
+        typer.Option(
+            help="Leave BatchNorm's statistics in an encoder that is trained.",
+            show_default="random: no",
+        ),
+    ] = TrainConfig.keep_statistics,
     ema: Annotated[
         bool, typer.Option(help="Keep a moving average of the weights.")
     ] = TrainConfig.ema,

@@ -13,7 +13,7 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from ..config import Labels, SplitName, TaskName
 from ..errors import InputError, IntegrityError
@@ -27,6 +27,7 @@ from .masks import MaskSummary
 MANIFEST = "pack.json"
 FORMAT = 1
 _LONGEST = 200  # characters of what a library says
+_MOST = 1 << 32  # bytes of a manifest; a million examples have some hundred million
 
 
 class Shard(NamedTuple):
@@ -196,11 +197,22 @@ def _opened(root: Path, *_: int) -> Pack:
     path = root / MANIFEST
     try:
         with open_regular(path) as file:
-            values: dict[str, Any] = json.loads(file.read())
+            text = file.read(_MOST + 1)
+        if len(text) > _MOST:
+            raise ValueError(f"more than {_MOST / 1e9:.0f} GB")
+        values: dict[str, Any] = json.loads(text)
         is_newer = values.pop("format") > FORMAT
         digest = values.pop("sha256")
         manifest = None if is_newer else _manifest(values)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise _damaged(path, f"is no whole manifest of a pack ({_short(error)})") from error
     if manifest is None:
         raise InputError(f"{path}: was written by a newer version; update this one")
@@ -242,4 +254,24 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         "notes": tuple(values["notes"]),
         "shards": [Shard(*shard) for shard in values["shards"]],
     }
-    return Manifest(**(values | parts))
+    manifest = Manifest(**(values | parts))
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError where parts of it do not fit together, or lead out of its folder."""
+    count = len(manifest.names)
+    files = [shard.name for shard in manifest.shards]
+    if any(name != Path(name).name or "\0" in name for name in files):
+        raise ValueError("a shard is not in its folder")
+    if any(shard.records < 1 for shard in manifest.shards) or not (
+        sum(shard.records for shard in manifest.shards) == len(manifest.crc32) == 2 * count
+    ):
+        raise ValueError("records are missing")
+    if len(manifest.species) != count or len(set(manifest.names)) != count:
+        raise ValueError("names are missing, or there twice")
+    if manifest.splits.keys() != set(get_args(SplitName)) or not all(
+        0 <= index < count for indices in manifest.splits.values() for index in indices
+    ):
+        raise ValueError("its splits are of other examples")

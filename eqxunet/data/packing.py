@@ -73,8 +73,8 @@ def pack(
                     if leftover.name != _LOCK:
                         leftover.unlink()
                 manifest = _write(data, splits, kinds, partial, progress)
-                (partial / _LOCK).unlink()
                 partial.rename(out)
+                (out / _LOCK).unlink()
                 sync_folder(out.parent)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

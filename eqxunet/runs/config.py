@@ -33,6 +33,7 @@ _VERSIONED = ("jax", "equinox", "optax", "orbax-checkpoint", "numpy", "pillow")
 _PLAIN = ("data", "data_dir", "limit")
 # What may change when a run is resumed.
 _EXTENDABLE = ("epochs", "steps", "patience", "max_skipped", "checkpoint_every")
+_TRAINED_LATER = {"keep_statistics": False}
 _LATER = {
     "cache": True,
     "task": "binary",
@@ -103,10 +104,15 @@ class RunConfig:
                 f"--weights {self.weights}: there are none for the {self.model.encoder} encoder; "
                 "leave it out, or use an --encoder that has some, such as resnet10"
             )
-        is_random = self.weights == "random" and self.start is None
-        if is_random and self.train.encoder_lr_scale is None:
-            train = dataclasses.replace(self.train, encoder_lr_scale=1.0)
-            object.__setattr__(self, "train", train)
+        if self.start is not None and self.weights != "auto":
+            raise InputError(
+                f"--weights {self.weights}: --from {self.start} brings its own; leave one of them "
+                "out"
+            )
+        if self._is_random and self.train.keep_statistics:
+            raise InputError(
+                "--keep-statistics: random weights have none that belong to them; leave it out"
+            )
         if self.train.unfreeze_after is not None and not self.model.has_pretrained_weights:
             raise InputError(
                 f"--unfreeze-after {self.train.unfreeze_after}: the {self.model.encoder} encoder "
@@ -121,6 +127,21 @@ class RunConfig:
         return make_task(
             self.task, kind=self.labels, classes=self.classes, border=self.train.border
         )
+
+    @property
+    def training(self) -> TrainConfig:
+        """`train`, with what an encoder of random weights needs where that is left open: the whole
+        learning rate, and statistics that follow it."""
+        if not self._is_random:
+            return self.train
+        scale = self.train.encoder_lr_scale
+        return dataclasses.replace(
+            self.train, encoder_lr_scale=1.0 if scale is None else scale, keep_statistics=False
+        )
+
+    @property
+    def _is_random(self) -> bool:
+        return self.weights == "random"
 
     def extended(self, given: "RunConfig") -> "RunConfig":
         """This configuration, of a run to resume, with the length that another one gives.
@@ -199,7 +220,7 @@ class RunConfig:
             weights = values["weights"] or {"source": "auto"}
             config = cls(
                 ModelConfig(**values["model"]),
-                TrainConfig(**values["train"]),
+                TrainConfig(**_TRAINED_LATER | values["train"]),
                 **{name: values[name] for name in _PLAIN},
                 **{name: _tuples(values.get(name, other)) for name, other in _LATER.items()},
                 weights=weights["source"],

@@ -182,7 +182,7 @@ def _train(
         if config.start and not resume:
             model, state = from_run(model, state, config, Path(config.start), observer)
         trainer, train_state = eqx.filter_jit(initialise)(
-            model, state, config.train, task, total_steps
+            model, state, config.training, task, total_steps
         )
     position = Position(train_state, [])
     if restored is not None:

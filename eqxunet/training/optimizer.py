@@ -41,7 +41,7 @@ def is_encoder_frozen(model: UNet, config: TrainConfig) -> bool:
 
 def keeps_statistics(model: UNet, config: TrainConfig) -> bool:
     """Whether BatchNorm's statistics in the encoder stay where it is trained."""
-    return _encoder_scale(model, config) < 1
+    return model.encoder.has_pretrained_weights and config.keep_statistics is not False
 
 
 def _encoder_scale(model: PyTree, config: TrainConfig) -> float:

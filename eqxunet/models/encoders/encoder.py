@@ -29,7 +29,7 @@ class AbstractEncoder(eqx.Module):
     channels: eqx.AbstractVar[tuple[int, ...]]
     strides: eqx.AbstractVar[tuple[int, ...]]
     has_pretrained_weights: AbstractClassVar[bool]
-    is_tuned: AbstractClassVar[bool]
+    is_tuned: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(

@@ -20,7 +20,6 @@ class PlainEncoder(AbstractEncoder):
     channels: tuple[int, ...] = eqx.field(static=True)
     strides: tuple[int, ...] = eqx.field(static=True)
     has_pretrained_weights: ClassVar[bool] = False
-    is_tuned: ClassVar[bool] = False
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], *, key: PRNGKeyArray):
         c_ins = (in_channels, *channels[:-1])

@@ -127,7 +127,6 @@ class SerlEncoder(AbstractEncoder):
     channels: tuple[int, ...] = eqx.field(static=True)
     strides: tuple[int, ...] = eqx.field(static=True)
     has_pretrained_weights: ClassVar[bool] = True
-    is_tuned: ClassVar[bool] = False
 
     def __init__(self, stage_sizes: tuple[int, int, int, int] = (1, 1, 1, 1), *, key: PRNGKeyArray):
         self.resnet = SerlResNet(stage_sizes, key=key)
