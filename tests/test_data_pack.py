@@ -292,6 +292,7 @@ FORGERIES = {
     "twice": nameless,
     "no species": lambda values: values["species"].pop(),
     "beyond": lambda values: values["splits"]["test"].append(10),
+    "between": lambda values: values["splits"]["test"].append(0.5),
     "below": lambda values: values["splits"]["test"].append(-1),
     "no splits": lambda values: values["splits"].clear(),
     "kinds": lambda values: values.update(kinds=[]),
@@ -313,6 +314,21 @@ def test_a_forged_manifest_is_no_manifest(plain, tmp_path, forgery):
         open_pack(out)
     path.write_text('"text"')
     with pytest.raises(IntegrityError, match="is no whole manifest of a pack"):
+        open_pack(out)
+
+
+def test_a_pipe_in_a_shards_place_is_told(plain, tmp_path, ends_soon):
+    out = tmp_path / "out"
+    pack(str(plain), out)
+    (shard,) = out.glob("shard*")
+    shard.unlink()
+    os.mkfifo(shard)
+    path = out / "pack.json"
+    values = json.loads(path.read_text())
+    del values["sha256"], values["format"]
+    values["shards"][0][2] = 0
+    path.write_text(json.dumps(values | {"format": 1, "sha256": digest_of(values)}))
+    with pytest.raises(IntegrityError, match="shard-00000.array_record: is no file"):
         open_pack(out)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,15 +141,17 @@ class Pack:
         return record
 
     def check_shards(self) -> None:
-        """Raises IntegrityError where a shard is missing or of another size."""
+        """Raises IntegrityError where a shard is missing, of another size, or no file."""
         for shard in self.manifest.shards:
             path = self.root / shard.name
             try:
-                size = path.stat().st_size
+                status = path.stat()
             except OSError as error:
                 raise _damaged(path, f"cannot be read ({error.strerror})") from error
-            if size != shard.bytes:
-                raise _damaged(path, f"has {size} bytes in place of {shard.bytes}")
+            if not stat.S_ISREG(status.st_mode):
+                raise _damaged(path, "is no file")
+            if status.st_size != shard.bytes:
+                raise _damaged(path, f"has {status.st_size} bytes in place of {shard.bytes}")
 
     def source(self, split: SplitName, kind: Labels, limit: int | None) -> PackedSource:
         """A split, which may be empty, with labels of a kind."""
@@ -272,6 +275,8 @@ def _check(manifest: Manifest) -> None:
     if len(manifest.species) != count or len(set(manifest.names)) != count:
         raise ValueError("names are missing, or there twice")
     if manifest.splits.keys() != set(get_args(SplitName)) or not all(
-        0 <= index < count for indices in manifest.splits.values() for index in indices
+        isinstance(index, int) and 0 <= index < count
+        for indices in manifest.splits.values()
+        for index in indices
     ):
         raise ValueError("its splits are of other examples")

@@ -109,7 +109,7 @@ class RunConfig:
                 f"--weights {self.weights}: --from {self.start} brings its own; leave one of them "
                 "out"
             )
-        if self._is_random and self.train.keep_statistics:
+        if self.weights == "random" and self.train.keep_statistics:
             raise InputError(
                 "--keep-statistics: random weights have none that belong to them; leave it out"
             )
@@ -132,16 +132,12 @@ class RunConfig:
     def training(self) -> TrainConfig:
         """`train`, with what an encoder of random weights needs where that is left open: the whole
         learning rate, and statistics that follow it."""
-        if not self._is_random:
+        if self.weights != "random":
             return self.train
         scale = self.train.encoder_lr_scale
         return dataclasses.replace(
             self.train, encoder_lr_scale=1.0 if scale is None else scale, keep_statistics=False
         )
-
-    @property
-    def _is_random(self) -> bool:
-        return self.weights == "random"
 
     def extended(self, given: "RunConfig") -> "RunConfig":
         """This configuration, of a run to resume, with the length that another one gives.
